@@ -1,0 +1,111 @@
+"""The command line: each command opens what it needs, calls one library function, and prints."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from stackllm import __version__
+from stackllm.errors import StackllmError
+
+COMMANDS = {
+    "features": "Stage one: encoder, recipes and members, out of fold.",
+    "stack": "Stage two on top: LightGBM and a blend, leaderboard, submission.",
+    "pseudo": "Steps three and four: posteriors and rounds of pseudo-labels.",
+    "optim": "Stage three alone, on anybody's submission.",
+    "run": "All four steps.",
+    "predict": "Apply a run's stored models to new groups.",
+    "runs": "List all runs with their scores.",
+    "doctor": "Check what this machine has and what would be used.",
+}
+"""Name and one-line help of each command; its module is imported only when it is used."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own, one each."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the recipe."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"stackllm.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Answer an unknown name with the nearest known one."""
+        from stackllm.errors import did_you_mean
+
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(f'there is no command "{args[0]}". {did_you_mean(args[0], COMMANDS)}')
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stackllm")
+def cli() -> None:
+    """Tell which LLM wrote what.
+
+    Needs train.csv (Question, Response, target) and test.csv (id, Question, Response) in the
+    working directory, or a stackllm.toml, or options. A command brings whatever it needs up to
+    date first; the same command again goes on where it stopped.
+
+    \b
+    Examples:
+      stackllm run
+      stackllm stack --folds 5
+      stackllm pseudo --rounds 2
+      stackllm optim submission.csv
+
+    Exit codes: 0 ok, 2 usage, 65 bad data, 66 missing input, 74 reading or writing failed,
+    75 locked by another process, 130 and 143 interrupted.
+
+    Shell completion: eval "$(_STACKLLM_COMPLETE=bash_source stackllm)" (or zsh_source, fish_source).
+    """
+
+
+def main() -> None:
+    """Run the command line; every foreseen error becomes one sentence and an exit code."""
+    import signal
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = cli.main(prog_name="stackllm", standalone_mode=False)
+    except StackllmError as error:
+        click.echo(f"error: {error}" if error.exit_code else str(error), err=True)
+        status = error.exit_code
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command again goes on from here.", err=True)
+        status = 130
+    except _TerminatedError:
+        click.echo("terminated; the same command again goes on from here.", err=True)
+        status = 143
+    except BrokenPipeError:
+        status = 74
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, on its way up through every ``finally``."""
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _TerminatedError

@@ -1,0 +1,138 @@
+"""``stackllm optim``: stage three on anybody's submission."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+METHODS = ("posterior", "assignment", "blend", "sinkhorn", "none")
+FILE = click.Path(path_type=Path)
+
+
+def _files(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that name files."""
+    for option in (
+        click.option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Where to write; - is the standard output. [default: SUB.optim.csv]",
+        ),
+        click.option(
+            "--truth", type=FILE, metavar="FILE", help="True labels: score before and after."
+        ),
+        click.option("--fit-truth", type=FILE, metavar="FILE", help="The labels of --fit."),
+        click.option(
+            "--fit", type=FILE, metavar="FILE", help="Out-of-fold predictions to fit the method on."
+        ),
+        click.option(
+            "--groups",
+            type=FILE,
+            metavar="FILE",
+            help="Table with ids and groups. [default: test.csv]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _columns(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that name columns."""
+    for option in (
+        click.option(
+            "--labels",
+            type=click.Choice(["name", "suffix", "position"]),
+            help="How labels name classes. [default: whichever fits]",
+        ),
+        click.option("--target", metavar="COLUMN", help="Column of labels. [default: target]"),
+        click.option(
+            "--group", metavar="COLUMN", help="Column that says which rows belong together."
+        ),
+        click.option("--id", metavar="COLUMN", help="Column of ids. [default: id, else the first]"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("submission", metavar="SUB.csv", type=FILE)
+@_files
+@_columns
+@click.option(
+    "--method", type=click.Choice(METHODS), help="[default: posterior, or with --fit the best]"
+)
+@click.option(
+    "--quota",
+    default="1",
+    metavar="N|N,N,…|FILE",
+    help="Places a class has in a group. [default: 1]",
+)
+@click.option(
+    "--exactly", is_flag=True, help="Every place is filled; else a class has at most its quota."
+)
+@click.option(
+    "--temperature",
+    default=None,
+    metavar="T|auto",
+    help="Above 1 flattens. [default: 1, or with --fit the best]",
+)
+@click.option("--renormalise", is_flag=True, help="Scale rows that do not sum to 1.")
+@click.option("--json", "as_json", is_flag=True, help="Print an account as JSON.")
+def optim(submission: Path, output: str | None, as_json: bool, **options: Any) -> None:
+    """Improve a submission of grouped probabilities by what the quotas tell.
+
+    SUB.csv has an id column and a column a class. Rows that belong together come from a group
+    column in it, else from --groups, else from the test table of stackllm.toml, else from test.csv.
+
+    \b
+    Examples:
+      stackllm optim submission.csv
+      stackllm optim submission.csv --groups test.csv --group Question --truth solution.csv
+      stackllm optim submission.csv --fit oof.csv --fit-truth train.csv -o better.csv
+      stackllm optim submission.csv --quota 2,1,1 --method assignment -o - | head
+    """
+    from stackllm.errors import UsageError
+    from stackllm.group.improve import Columns, Request, describe, improve
+    from stackllm.group.submission import write_frame
+
+    if output == "-" and as_json:
+        raise UsageError("-o - and --json both want the standard output. Name a file with -o.")
+    options["temperature"] = _temperature(options["temperature"], options["fit"])
+    columns = Columns(**{name: options.pop(name) for name in ("id", "group", "target", "labels")})
+    target = _target(submission, output)
+    outcome = improve(Request(submission, **options), columns)
+    write_frame(outcome.frame, target)
+    account = {**outcome.account, "output": output if target is None else str(target)}
+    if as_json:
+        click.echo(json.dumps(account, ensure_ascii=False, allow_nan=False, default=str))
+    else:
+        lines = [*describe(account), *([f"wrote {target}"] if target else [])]
+        click.echo("\n".join(lines), err=target is None)
+
+
+def _temperature(text: str | None, fit: Path | None) -> float | None:
+    from stackllm.errors import UsageError
+
+    if text is None or text == "auto":
+        if text == "auto" and fit is None:
+            raise UsageError("--temperature auto needs --fit and --fit-truth to find it on.")
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-6 <= value <= 1e6:
+        raise UsageError(f'--temperature "{text}": give a number from 1e-6 to 1e6, or auto.')
+    return value
+
+
+def _target(submission: Path, output: str | None) -> Path | None:
+    if output == "-":
+        return None
+    if output is not None:
+        return Path(output)
+    return submission.with_name(f"{submission.stem}.optim{submission.suffix or '.csv'}")

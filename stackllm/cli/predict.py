@@ -1,0 +1,40 @@
+"""``stackllm predict``: stored models on new groups."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stackllm.cli.options import data_options, run_options, session
+
+
+@click.command()
+@click.argument("new", type=Path, metavar="NEW.csv")
+@click.option("-o", "--output", type=Path, metavar="FILE", help="Where to write.  [NEW.predictions.csv]")
+@data_options
+@run_options
+def predict(new: Path, output: Path | None, **options: Any) -> None:
+    """Apply the stored models of a run to new groups.
+
+    NEW.csv has the question and response columns of the training table, whole groups, no labels.
+
+    \b
+    Examples:
+      stackllm predict new.csv
+      stackllm predict new.csv --name ten -o answers.csv
+    """
+    with session(**options) as opened:
+        from stackllm.data.table import read_new
+        from stackllm.predict import predict_new
+        from stackllm.store.atomic import write_file
+
+        rows = read_new(new, opened.settings.data)
+        frame, _ = predict_new(opened.engine.root, rows, opened.cache, opened.engine)
+        target = output or new.with_suffix(".predictions.csv")
+        write_file(target, frame.write_csv)
+        click.echo(
+            json.dumps({"output": str(target), "rows": frame.height}) if opened.json else f"{frame.height} rows: {target}"
+        )

@@ -1,0 +1,25 @@
+"""``stackllm runs``: the logbook."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def runs(artifacts: Path, as_json: bool) -> None:
+    """List all runs: rows, folds, seed, members, and the out-of-fold score of each round.
+
+    \b
+    Examples:
+      stackllm runs
+      stackllm runs --json
+    """
+    from stackllm.report.logbook import read_runs, render_runs
+
+    found = read_runs(artifacts)
+    click.echo(json.dumps({"runs": found}) if as_json else render_runs(found, artifacts))

@@ -1,0 +1,68 @@
+"""What commands print: leaderboards for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from stackllm.cli.options import Session
+from stackllm.data.labels import read_truth
+from stackllm.engine.local import read_timings
+from stackllm.members.crossfit import CrossFit
+from stackllm.report.leaderboard import leaderboard, member_scores, render
+from stackllm.report.outputs import best_round, write_outputs
+from stackllm.stack.posteriors import Calibrated
+from stackllm.stack.round import Round
+from stackllm.study import Study
+
+
+def show_members(
+    opened: Session, study: Study, members: dict[str, CrossFit], posteriors: dict[str, Calibrated]
+) -> None:
+    """Print the scores of stage one."""
+    timings = read_timings(study.engine.root)
+    board = member_scores(0, members, posteriors, study.design, timings, _truth(opened, study))
+    _print(opened, {"leaderboard": board.to_dicts()}, [render(board)])
+
+
+def show_rounds(opened: Session, study: Study, rounds: Sequence[Round]) -> None:
+    """Publish what a run hands out, and print its scores and where everything is."""
+    timings = read_timings(study.engine.root)
+    board = leaderboard(rounds, study.design, timings, _truth(opened, study))
+    submission = write_outputs(study, rounds, board)
+    best = best_round(rounds)
+    lines = [render(board), *_verdicts(rounds)]
+    lines.append(f"submission of round {best.number}: {submission}")
+    result = {
+        "leaderboard": board.to_dicts(),
+        "best_round": best.number,
+        "oof_log_loss": best.loss,
+        "submission": str(submission),
+    }
+    _print(opened, result, lines)
+
+
+def _verdicts(rounds: Sequence[Round]) -> list[str]:
+    """Each round's honest score beside the last one's."""
+    return [
+        f"round {after.number}: out-of-fold posterior log loss {after.loss:.4f}, before {before.loss:.4f} "
+        f"({'better' if after.loss < before.loss else 'not better'})"
+        for before, after in pairwise(rounds)
+    ]
+
+
+def _truth(opened: Session, study: Study) -> np.ndarray | None:
+    path: Path | None = opened.truth
+    if path is None:
+        return None
+    return read_truth(path, tuple(study.table.test["row_id"]), study.table.classes)
+
+
+def _print(opened: Session, result: dict[str, Any], lines: list[str]) -> None:
+    click.echo(json.dumps(result) if opened.json else "\n".join(lines))

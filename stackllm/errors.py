@@ -1,0 +1,86 @@
+"""Everything that can go wrong in a way the user can mend.
+
+::
+
+    StackllmError            1
+    ├── UsageError           2   an option or parameter has no sense
+    ├── DataError           65   a file was read and what it says is wrong
+    ├── MissingInputError   66   a file or package that is needed is not there
+    ├── StorageError        74   reading or writing failed, or an artifact is corrupt
+    └── LockedError         75   another process is writing this run
+
+The number is the process's exit status. The command line catches ``StackllmError`` and nothing
+else, so a message is one sentence that says what is wrong, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StackllmError(Exception):
+    """Base of every error that stackllm raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(StackllmError):
+    """An option or parameter that has no sense, or two that contradict each other."""
+
+    exit_code = 2
+
+
+class DataError(StackllmError):
+    """A file was read, and what it says is wrong."""
+
+    exit_code = 65
+
+
+class MissingInputError(StackllmError):
+    """A file or package that is needed is not there."""
+
+    exit_code = 66
+
+
+class StorageError(StackllmError):
+    """Reading or writing failed, or a stored artifact is corrupt."""
+
+    exit_code = 74
+
+
+class LockedError(StackllmError):
+    """Another process is writing this run."""
+
+    exit_code = 75
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest known name, or lists what is known.
+
+    Parameters
+    ----------
+    name
+        What was asked for.
+    known
+        What exists.
+
+    Returns
+    -------
+    str
+        ``'Did you mean "target"?'`` or ``'There are: "id", "text".'``
+
+    Examples
+    --------
+    >>> did_you_mean("targt", ["id", "target"])
+    'Did you mean "target"?'
+    >>> did_you_mean("xyz", ["id", "text"])
+    'There are: "id", "text".'
+    """
+    names = list(known)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1)
+    if near:
+        return f'Did you mean "{lowered[near[0]]}"?'
+    shown = ", ".join(f'"{candidate}"' for candidate in names[:20])
+    return f"There are: {shown}{', …' if len(names) > 20 else ''}."

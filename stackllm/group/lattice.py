@@ -1,0 +1,270 @@
+"""The exact posterior: a forward-backward programme over the lattice of places already taken.
+
+Rows take places one after the other. A state says how many places of each class are taken; after
+``r`` rows exactly ``r`` are, so the states come in layers. With ``w(r, j)`` the weight of row r
+for class j::
+
+    F(s + j) += w(r, j) F(s)          forward, layer r to layer r + 1
+    B(s)     += w(r, j) B(s + j)      backward
+    P(y_r = j) = w(r, j) sum_s F(s) B(s + j) / Z
+
+For one place a class, Z is the permanent of w and the lattice has 2^K states (the subsets, as in
+Bellman's and Held and Karp's programmes of 1962); in general prod(c_j + 1).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stackllm.group.shapes import Floats
+from stackllm.group.tempering import SMALLEST
+
+Table = NDArray[np.intp]
+
+_REACH = 600.0
+"""Products of weights stay above exp(-600), well inside what a double can hold (exp(-708))."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The edges between the states after r rows and those after r + 1, in three orders.
+
+    Index ``len(states)``, one past the last state, stands for "no edge" and has weight zero.
+    """
+
+    into: Table  # (n_targets, most edges into one): source
+    into_class: Table
+    out: Table  # (n_sources, most edges out of one): target
+    out_class: Table
+    source: Table  # (n_classes, most edges of one class)
+    target: Table
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """All layers, which last states are allowed, and how many assignments there are."""
+
+    layers: tuple[Layer, ...]
+    sizes: tuple[int, ...]
+    last: Floats  # (n_last_states + 1,): 1 where allowed, else 0
+    log_count: float
+
+    @property
+    def widest(self) -> int:
+        """The largest number of edges (padding included) that one step handles."""
+        return max(max(t.into.size, t.out.size, t.source.size) for t in self.layers)
+
+
+def marginals(
+    probabilities: Floats,
+    quota: tuple[int, ...],
+    exactly: tuple[bool, ...],
+    temperature: float = 1.0,
+    bias: Floats | None = None,
+) -> Floats:
+    """Posterior class probabilities of groups of one shape.
+
+    Parameters
+    ----------
+    probabilities
+        Shape ``(n_groups, n_rows, n_classes)``, not negative, no row all zero.
+    quota
+        Places a class; together at least ``n_rows``.
+    exactly
+        A class: must all places be filled? Such places are together at most ``n_rows``.
+    temperature, bias
+        The weights are ``p ** (1 / temperature) * exp(bias)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape of ``probabilities``; every row sums to 1.
+    """
+    n_groups, n_rows, _ = probabilities.shape
+    places = tuple(min(c, n_rows) for c in quota)
+    lattice = build(n_rows, places, exactly)
+    result = np.empty_like(probabilities)
+
+    def fill(parts: list[slice]) -> None:
+        space = _Workspace(lattice, 0)
+        for part in parts:
+            if part.stop - part.start != space.n_groups:
+                space = _Workspace(lattice, part.stop - part.start)
+            p = np.ascontiguousarray(
+                probabilities[part].transpose(1, 2, 0)
+            )  # rows, classes, groups
+            result[part] = _posterior(lattice, p, temperature, bias, space).transpose(2, 0, 1)
+
+    parts = list(_parts(n_groups, lattice.widest))
+    workers = min(4, os.cpu_count() or 1, len(parts) // 8)
+    if workers < 2:
+        fill(parts)
+    else:  # NumPy lets go of the interpreter in every step, so threads are enough
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(fill, [parts[start::workers] for start in range(workers)]))
+    return result
+
+
+@lru_cache(maxsize=16)
+def build(n_rows: int, quota: tuple[int, ...], exactly: tuple[bool, ...]) -> Lattice:
+    """The lattice of one shape of group (see the module's page)."""
+    places = np.asarray(quota, dtype=np.int64)
+    states = np.zeros((1, len(quota)), dtype=np.int64)
+    layers, sizes, ways = [], [1], np.zeros(1)
+    for _ in range(n_rows):
+        source, label = np.nonzero(states < places)
+        reached = states[source]
+        reached[np.arange(len(source)), label] += 1
+        following, target = _distinct(reached, places)
+        n_from, n_to = len(states), len(following)
+        into, into_class = _padded(target, n_to, (source, n_from), (label, 0))
+        out, out_class = _padded(source, n_from, (target, n_to), (label, 0))
+        by_source, by_target = _padded(label, len(quota), (source, n_from), (target, n_to))
+        layers.append(Layer(into, into_class, out, out_class, by_source, by_target))
+        padded = np.append(ways, -np.inf)[into]
+        top = padded.max(axis=1)
+        ways = top + np.log(np.exp(padded - top[:, None]).sum(axis=1))
+        states = following
+        sizes.append(n_to)
+    must = np.asarray(exactly, dtype=np.bool_)
+    allowed = (states[:, must] == places[must]).all(axis=1)
+    count = np.logaddexp.reduce(ways[allowed]) if allowed.any() else -np.inf
+    return Lattice(
+        tuple(layers), tuple(sizes), np.append(allowed, False).astype(np.float64), float(count)
+    )
+
+
+def _distinct(
+    states: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Table]:
+    """The different states, and which of them each one is."""
+    radix = np.cumprod(np.append(1, places + 1.0))
+    if radix[-1] < 2**62:  # one whole number a state: much faster than comparing vectors
+        keys = states @ radix[:-1].astype(np.int64)
+        _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        return states[first], which
+    following, which = np.unique(states, axis=0, return_inverse=True)
+    return following, which.reshape(-1)
+
+
+def _logs(p: Floats, temperature: float, bias: Floats | None) -> Floats:
+    """:func:`stackllm.group.tempering.log_weights` for classes on the second axis of three."""
+    logs = np.log(np.maximum(p, SMALLEST))
+    logs /= temperature
+    if bias is not None:
+        logs += bias[:, None]
+    logs -= logs.max(axis=1, keepdims=True)
+    return logs
+
+
+def _padded(key: Table, n_keys: int, *values: tuple[Table, int]) -> list[Table]:
+    """For each value list a table with a row a key; short rows are filled up with a number."""
+    order = np.argsort(key, kind="stable")
+    counts = np.bincount(key, minlength=n_keys)
+    column = np.arange(len(key)) - np.repeat(np.cumsum(counts) - counts, counts)
+    tables = []
+    for value, filler in values:
+        table = np.full((n_keys, max(1, counts.max(initial=0))), filler, dtype=np.intp)
+        table[key[order], column] = value[order]
+        tables.append(table)
+    return tables
+
+
+def _parts(n_groups: int, widest: int) -> Iterator[slice]:
+    """Slices of groups whose working memory stays inside the processor's second-level cache."""
+    most = min(max(36_000 // widest, 8), 4096)
+    step = -(-n_groups // max(1, -(-n_groups // most)))  # all slices alike, but for the last
+    return (slice(start, min(start + step, n_groups)) for start in range(0, n_groups, max(1, step)))
+
+
+class _Workspace:
+    """Arrays for one part of the groups, filled anew for each: fresh memory costs more than sums."""
+
+    def __init__(self, lattice: Lattice, n_groups: int) -> None:
+        self.n_groups = n_groups
+        self.left = np.empty((lattice.widest, n_groups))
+        self.right = np.empty((lattice.widest, n_groups))
+        # the last line of each stays zero: it is where edges that do not exist point to
+        self.forward = [np.zeros((size + 1, n_groups)) for size in lattice.sizes]
+        self.backward = [np.zeros((size + 1, n_groups)) for size in lattice.sizes]
+        self.forward[0][0] = 1.0
+        self.backward[-1][:] = lattice.last[:, None]
+
+    def dot(self, a: Floats, at: Table, b: Floats, bt: Table, out: Floats) -> None:
+        """``out[t] = sum over k of a[at[t, k]] * b[bt[t, k]]``."""
+        shape = (*at.shape, self.n_groups)
+        left, right = self.left[: at.size].reshape(shape), self.right[: at.size].reshape(shape)
+        a.take(at, axis=0, out=left, mode="clip")
+        b.take(bt, axis=0, out=right, mode="clip")
+        np.einsum("tkg,tkg->tg", left, right, out=out)
+
+
+def _linear(lattice: Lattice, w: Floats, space: _Workspace) -> tuple[Floats, Floats]:
+    forward, backward = space.forward, space.backward
+    for r, layer in enumerate(lattice.layers[:-1]):
+        space.dot(forward[r], layer.into, w[r], layer.into_class, forward[r + 1][:-1])
+    found = np.empty_like(w)
+    for r, layer in reversed(list(enumerate(lattice.layers))):
+        space.dot(forward[r], layer.source, backward[r + 1], layer.target, found[r])
+        space.dot(backward[r + 1], layer.out, w[r], layer.out_class, backward[r][:-1])
+    found *= w
+    return found, backward[0][0]
+
+
+def _posterior(
+    lattice: Lattice, p: Floats, temperature: float, bias: Floats | None, space: _Workspace
+) -> Floats:
+    if temperature == 1.0 and bias is None:
+        w = p / p.max(axis=1, keepdims=True)
+    else:
+        w = np.exp(_logs(p, temperature, bias))
+    n_groups = w.shape[2]
+    unsure = np.full(n_groups, lattice.log_count > _REACH)
+    floor = np.exp(-_REACH / len(w))
+    if w.min() < floor:
+        tiny = w < floor
+        w[tiny] = 0.0
+        found, total = _linear(lattice, w, space)
+        with np.errstate(divide="ignore"):
+            # what was put to zero could have changed a probability by this much
+            lost = np.exp(min(lattice.log_count, _REACH)) * floor / total
+        unsure |= tiny.any(axis=(0, 1)) & ~(lost < 1e-17)
+    else:
+        found, _ = _linear(lattice, w, space)
+    for few in _parts(int(unsure.sum()), 4 * lattice.widest):
+        piece = np.flatnonzero(unsure)[few]
+        found[:, :, piece] = _logarithmic(lattice, _logs(p[:, :, piece], temperature, bias))
+    found /= found.sum(axis=1, keepdims=True)
+    return found
+
+
+def _logarithmic(lattice: Lattice, logs: Floats) -> Floats:
+    n_groups = logs.shape[2]
+
+    def dot(a: Floats, at: Table, b: Floats, bt: Table) -> Floats:
+        both = a[at] + b[bt]  # (targets, edges, groups)
+        top = np.maximum(both.max(axis=1), -1e300)  # a state that nothing reaches stays at -inf
+        total: Floats = top + np.log(np.exp(both - top[:, None]).sum(axis=1))
+        return total
+
+    nothing = np.full((1, n_groups), -np.inf)
+    forward = [np.concatenate([np.zeros((1, n_groups)), nothing])]
+    with np.errstate(divide="ignore"):
+        for r, layer in enumerate(lattice.layers):
+            forward.append(
+                np.concatenate([dot(forward[r], layer.into, logs[r], layer.into_class), nothing])
+            )
+        backward = np.repeat(np.log(lattice.last)[:, None], n_groups, axis=1)
+        found = np.empty_like(logs)
+        for r, layer in reversed(list(enumerate(lattice.layers))):
+            found[r] = dot(forward[r], layer.source, backward, layer.target) + logs[r]
+            backward = np.concatenate([dot(backward, layer.out, logs[r], layer.out_class), nothing])
+    result: Floats = np.exp(found - found.max(axis=1, keepdims=True))
+    return result

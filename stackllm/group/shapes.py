@@ -1,0 +1,249 @@
+"""Which rows belong together, how many places each class has there, and what can be done with it.
+
+Groups of the same size and quotas go through the mathematics side by side, so everything starts
+by sorting them into batches of one shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stackllm.errors import DataError, UsageError
+
+Quota: TypeAlias = int | ArrayLike | Mapping[Any, ArrayLike]
+"""One number for every class, one number a class, or a mapping of group id to either."""
+
+Floats: TypeAlias = NDArray[np.float64]
+How: TypeAlias = Literal["exact", "bethe", "rows"]
+
+MAX_STATES = 2**18
+"""Above so many states the exact programme takes seconds a group."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups of one shape, and how their posterior is to be had.
+
+    Parameters
+    ----------
+    rows
+        Shape ``(n_groups, n_rows_a_group)``: where the rows of each group stand.
+    quota
+        Places a class.
+    exactly
+        A class: must all its places be filled?
+    how
+        ``"exact"``, ``"bethe"`` (approximation) or ``"rows"`` (each row on its own).
+    reason
+        Why so, in words.
+    """
+
+    rows: NDArray[np.intp]
+    quota: tuple[int, ...]
+    exactly: tuple[bool, ...]
+    how: How
+    reason: str
+
+    @property
+    def n_groups(self) -> int:
+        """How many groups."""
+        return len(self.rows)
+
+
+def plan(
+    groups: ArrayLike,
+    n_classes: int,
+    quota: Quota = 1,
+    *,
+    exactly: bool | ArrayLike = False,
+    max_states: int = MAX_STATES,
+) -> list[Batch]:
+    """Sort groups by shape and decide for each shape how its posterior is computed.
+
+    Parameters
+    ----------
+    groups
+        Shape ``(n_rows,)``, the group of each row: integers or strings, in any order.
+    n_classes
+        How many classes there are.
+    quota
+        Places of every class, of each class, or of each group (a mapping from group id to one of
+        the other two).
+    exactly
+        False: a class stands at most ``quota`` times in a group. True: exactly so often. An array
+        ``(n_classes,)`` says it a class.
+    max_states
+        Lattices with more states are approximated.
+
+    Returns
+    -------
+    list of Batch
+        Every row is in one batch, once.
+
+    Raises
+    ------
+    DataError
+        If a group is named by no quota, or groups is not a list.
+    UsageError
+        If a quota is negative, not whole, or has another length than the classes.
+    """
+    codes, names = group_codes(groups)
+    order = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes, minlength=len(names))
+    starts = np.cumsum(sizes) - sizes
+    must = _exactly(exactly, n_classes)
+    places = quota_matrix(quota, names, n_classes)
+    if len(places) == 1:
+        shapes, shape_of = np.unique(sizes, return_inverse=True)
+        keys = [(int(size), tuple(places[0].tolist())) for size in shapes]
+    else:
+        both = np.column_stack([sizes, places])
+        shapes, shape_of = np.unique(both, axis=0, return_inverse=True)
+        keys = [(int(size), tuple(row)) for size, *row in shapes.tolist()]
+    batches = []
+    for index, (size, row) in enumerate(keys):
+        chosen = np.flatnonzero(shape_of == index)
+        rows = order[starts[chosen][:, None] + np.arange(size)]
+        how, reason = _how(size, row, must, max_states)
+        batches.append(Batch(rows, row, must, how, reason))
+    return batches
+
+
+def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """Number the groups: ``(codes, names)`` with ``names[codes] == groups``.
+
+    Raises
+    ------
+    DataError
+        If ``groups`` is not one-dimensional or its values cannot be told apart (None, NaN).
+    """
+    values = np.asarray(groups)
+    if values.ndim != 1:
+        raise DataError(
+            f"groups must be one id a row, shape (n_rows,); its shape is {values.shape}."
+        )
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise DataError(f"groups is NaN in row {int(np.isnan(values).argmax())} (counted from 0).")
+    if values.dtype.kind in "iu" and len(values):
+        low, span = int(values.min()), int(values.max()) - int(values.min()) + 1
+        if span <= 4 * len(values):  # counting is many times faster than sorting
+            seen = np.bincount(values - low, minlength=span) > 0
+            return (np.cumsum(seen) - 1)[values - low], np.flatnonzero(seen) + low
+    try:
+        names, codes = np.unique(values, return_inverse=True)
+    except TypeError as error:
+        raise DataError(f"groups must be all strings or all numbers: {error}.") from error
+    return codes.astype(np.intp, copy=False), names
+
+
+def quota_matrix(quota: Quota, names: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
+    """Places of each class: shape ``(1, n_classes)`` if all groups agree, else a row a group.
+
+    Raises
+    ------
+    DataError
+        If a mapping lacks a group.
+    UsageError
+        If a quota is negative, not whole, or has another length than the classes.
+    """
+    if not isinstance(quota, Mapping):
+        return _quota_row(quota, n_classes)[None]
+    keys = names.tolist()
+    missing = [key for key in keys if key not in quota]
+    if missing:
+        raise DataError(
+            f"quota names no places for {len(missing)} of {len(keys)} groups (first: {missing[0]!r}). "
+            "Add them, or pass one quota for all groups."
+        )
+    if not keys:
+        return np.zeros((0, n_classes), dtype=np.int64)
+    return np.stack([_quota_row(quota[key], n_classes) for key in keys])
+
+
+def check_probabilities(probabilities: ArrayLike, groups: ArrayLike) -> Floats:
+    """The matrix as float64, once it is known to be usable.
+
+    Raises
+    ------
+    DataError
+        If the shape is not ``(n_rows, n_classes)`` with a group a row, or a value is NaN, infinite
+        or negative, or a row is all zero.
+    """
+    matrix = np.asarray(probabilities, dtype=np.float64)
+    n_groups = np.shape(groups)
+    if matrix.ndim != 2 or not matrix.shape[1] or n_groups != matrix.shape[:1]:
+        raise DataError(
+            "probabilities must be (n_rows, n_classes) with one group id a row; "
+            f"the shapes are {matrix.shape} and {n_groups}."
+        )
+    total = matrix @ np.ones(matrix.shape[1])  # several times faster than a sum over few columns
+    # NaN and inf survive a sum, and a minimum finds the negative ones: two passes see everything
+    if np.isfinite(total).all() and (matrix.size == 0 or matrix.min() >= 0) and (total > 0).all():
+        return matrix
+    bad = ~np.isfinite(matrix).all(axis=1) | (matrix < 0).any(axis=1) | ~(total > 0)
+    first = int(bad.argmax())
+    raise DataError(
+        f"probabilities must be finite, not negative, and not all zero in a row; {int(bad.sum())} "
+        f"rows are otherwise (first: row {first}, counted from 0: {matrix[first].tolist()[:10]})."
+    )
+
+
+def count_states(n_rows: int, quota: tuple[int, ...]) -> int:
+    """How many states the lattice has that ``n_rows`` rows can reach.
+
+    Examples
+    --------
+    >>> count_states(7, (1,) * 7), count_states(2, (1,) * 30), count_states(4, (2, 2))
+    (128, 466, 9)
+    """
+    ways = [1] + [0] * n_rows
+    for places in quota:
+        running = [0]
+        for value in ways:
+            running.append(running[-1] + value)
+        ways = [running[k + 1] - running[max(0, k - places)] for k in range(n_rows + 1)]
+    return sum(ways)
+
+
+@lru_cache(maxsize=4096)
+def _how(
+    size: int, quota: tuple[int, ...], must: tuple[bool, ...], max_states: int
+) -> tuple[How, str]:
+    places = sum(quota)
+    needed = sum(c for c, m in zip(quota, must, strict=True) if m)
+    if size > places:
+        return "rows", f"{size} rows for {places} places"
+    if size < needed:
+        return "rows", f"{size} rows for {needed} places that must be filled"
+    states = count_states(size, quota)
+    if states > max_states:
+        return "bethe", f"{states:,} states, more than {max_states:,}"
+    return "exact", f"{states:,} states"
+
+
+def _quota_row(quota: int | ArrayLike, n_classes: int) -> NDArray[np.int64]:
+    given = np.asarray(quota)
+    if given.shape not in {(), (n_classes,)}:
+        raise UsageError(
+            f"quota must be one number, or one a class ({n_classes}); its shape is {given.shape}."
+        )
+    if given.dtype.kind not in "iuf" or (given < 0).any() or (given != np.floor(given)).any():
+        raise UsageError(f"quota must be whole numbers of 0 or more; it is {given.tolist()}.")
+    # more than 2**31 places can never matter, and sums of them must not overflow
+    return np.broadcast_to(np.minimum(given, 2**31).astype(np.int64), (n_classes,))
+
+
+def _exactly(exactly: bool | ArrayLike, n_classes: int) -> tuple[bool, ...]:
+    given = np.asarray(exactly)
+    if given.shape not in {(), (n_classes,)} or given.dtype != np.bool_:
+        raise UsageError(
+            f"exactly must be True, False, or one of them a class ({n_classes}); "
+            f"it is {given.dtype} of shape {given.shape}."
+        )
+    return tuple(np.broadcast_to(given, (n_classes,)).tolist())

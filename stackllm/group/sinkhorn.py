@@ -1,0 +1,136 @@
+"""Sinkhorn's balancing: scale rows and columns until the rows sum to 1 and the classes fit.
+
+The answer is the matrix nearest to the row probabilities (in relative entropy) among those whose
+columns hold their quotas (Sinkhorn 1964). It is the mean-field cousin of the posterior: right sums,
+but too little contrast, which a temperature below 1 partly mends.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, plan
+from stackllm.group.tempering import log_weights, softmax
+
+MAX_ROUNDS = 500
+TOLERANCE = 1e-9
+
+_LEAST = -230.0
+"""Log of the smallest weight, 1e-100: the class factors of contradictory groups stay finite."""
+
+
+def sinkhorn(
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    quota: Quota = 1,
+    *,
+    temperature: float = 1.0,
+    bias: ArrayLike | None = None,
+    exactly: bool | ArrayLike = False,
+) -> Floats:
+    """Row probabilities balanced inside each group.
+
+    Parameters
+    ----------
+    probabilities
+        Shape ``(n_rows, n_classes)``, in [0, 1].
+    groups
+        Shape ``(n_rows,)``, the group of each row, in any order.
+    quota, exactly
+        As for :func:`stackllm.group.posterior.posterior`.
+    temperature
+        Divides the log-probabilities; above 0.
+    bias
+        Shape ``(n_classes,)``, added to the tempered log-probabilities. None: nothing is added.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(n_rows, n_classes)``; every row sums to 1. Groups that do not fit keep their
+        tempered row probabilities.
+
+    Raises
+    ------
+    DataError
+        If the probabilities or groups are not usable.
+    UsageError
+        If quota, temperature or bias have no sense.
+    """
+    matrix = check_probabilities(probabilities, groups)
+    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
+    return sinkhorn_of(matrix, batches, temperature, bias)
+
+
+def sinkhorn_of(
+    matrix: Floats,
+    batches: list[Batch],
+    temperature: float = 1.0,
+    bias: ArrayLike | None = None,
+    tolerance: float = TOLERANCE,
+) -> Floats:
+    """:func:`sinkhorn` for checked probabilities and a ready plan."""
+    result = softmax(log_weights(matrix, temperature, bias))
+    for batch in batches:
+        if batch.how == "rows":
+            continue
+        for start in range(0, batch.n_groups, 2048):
+            rows = batch.rows[start : start + 2048]
+            logs = log_weights(matrix[rows], temperature, bias)
+            result[rows] = balance(logs, batch.quota, batch.exactly, tolerance)
+    return result
+
+
+def balance(
+    log_weights: Floats,
+    quota: tuple[int, ...],
+    exactly: tuple[bool, ...],
+    tolerance: float = TOLERANCE,
+) -> Floats:
+    """Balance groups of one shape (see :func:`sinkhorn`).
+
+    Parameters
+    ----------
+    log_weights
+        Shape ``(n_groups, n_rows, n_classes)``, finite.
+    quota
+        Places a class; together at least ``n_rows``.
+    exactly
+        A class: must all its places be filled?
+    tolerance
+        A group is done once no probability moves by so much in a round.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape of ``log_weights``; every row sums to 1.
+    """
+    places = np.asarray(quota, dtype=np.float64)
+    room = np.flatnonzero(places)
+    must = (np.asarray(exactly) | (sum(quota) == log_weights.shape[1]))[room, None]
+    wanted = places[room, None]
+    # groups last, so that every sum runs over long vectors: (n_rows, n_classes, n_groups)
+    weights = np.exp(np.maximum(log_weights[:, :, room].transpose(1, 2, 0), _LEAST))
+    result = np.zeros_like(log_weights.transpose(1, 2, 0))
+    factor = np.ones(weights.shape[1:])
+    belief = weights / weights.sum(axis=1, keepdims=True)
+    active = np.arange(weights.shape[2])
+    for _ in range(MAX_ROUNDS):
+        # class factors that would make the sums right; a class under its quota is left alone
+        sums = (weights / np.einsum("rcg,cg->rg", weights, factor)[:, None]).sum(axis=0)
+        factor = np.where(must, wanted / sums, np.minimum(wanted / sums, 1.0))
+        before, belief = belief, weights * factor
+        belief /= belief.sum(axis=1, keepdims=True)
+        moving = np.abs(belief - before).max(axis=(0, 1)) >= tolerance
+        if moving.mean() < 0.7:  # go on with those that still move
+            _put(result, room, active[~moving], belief[:, :, ~moving])
+            active, factor = active[moving], factor[:, moving]
+            weights, belief = weights[:, :, moving], belief[:, :, moving]
+            if not len(active):
+                break
+    _put(result, room, active, belief)
+    return np.ascontiguousarray(result.transpose(2, 0, 1))
+
+
+def _put(result: Floats, room: NDArray[np.intp], groups: NDArray[np.intp], belief: Floats) -> None:
+    result[:, room[:, None], groups] = belief

@@ -1,0 +1,457 @@
+"""Files of probabilities: read anybody's, refuse what makes no sense, write back in the same form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stackllm.errors import DataError, MissingInputError, StorageError, did_you_mean
+from stackllm.group.shapes import Floats
+from stackllm.store.atomic import storage_errors, write_file
+
+ID_NAMES = ("id", "row_id")
+SUM_TOLERANCE = 1e-3
+"""Rows that sum to 1 within this were rounded; further off, something else happened."""
+
+_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_MAGIC = {
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"PK\x03\x04": "a ZIP or Excel file",
+    b"\x1f\x8b": "a gzip file",
+}
+_LONGEST_HEADER = 2**20
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A checked file of probabilities.
+
+    Parameters
+    ----------
+    path
+        Where it came from.
+    frame
+        The table as read: ids and groups are text, classes are numbers, columns in their order.
+    id
+        Name of the id column.
+    classes
+        Names of the class columns, in their order.
+    probabilities
+        Shape ``(n_rows, n_classes)``, finite, not negative, no row all zero.
+    """
+
+    path: Path
+    frame: pl.DataFrame
+    id: str
+    classes: tuple[str, ...]
+    probabilities: Floats
+
+    def replaced(self, probabilities: Floats) -> pl.DataFrame:
+        """The same table with other probabilities."""
+        return self.frame.with_columns(
+            pl.Series(name, np.ascontiguousarray(probabilities[:, j]))
+            for j, name in enumerate(self.classes)
+        )
+
+
+def read_submission(
+    path: Path,
+    *,
+    id_name: str | None = None,
+    id_names: Sequence[str] = ID_NAMES,
+    group: Callable[[Sequence[str]], str | None] = lambda header: None,
+    classes: Sequence[str] | None = None,
+    renormalise: bool = False,
+) -> Submission:
+    """Read and check a CSV or Parquet file with an id column and a column a class.
+
+    Parameters
+    ----------
+    path
+        The file.
+    id_name
+        Its id column. None: the first of ``id_names`` that is there, else the first column.
+    id_names
+        Usual names of an id column.
+    group
+        Finds in a header the column of groups, which is no class.
+    classes
+        The class columns, in the order wanted. None: every column that is nothing else.
+    renormalise
+        Take rows whatever they sum to.
+
+    Returns
+    -------
+    Submission
+
+    Raises
+    ------
+    MissingInputError
+        If the file, or a column, is not there.
+    DataError
+        If it is no such table; the message names the column and the first rows.
+    StorageError
+        If it cannot be read.
+    """
+
+    def numbers(header: list[str]) -> list[str]:
+        if classes is not None:
+            return match_classes(path, header, classes)
+        aside = {_id_of(path, header, id_name, id_names), group(header)}
+        return [name for name in header if name not in aside]
+
+    frame = read_frame(path, numbers)
+    found_id = _id_of(path, frame.columns, id_name, id_names)
+    names = numbers(frame.columns)
+    if len(names) < 2:
+        raise DataError(
+            f'{path}: {len(names)} class columns beside the id column "{found_id}"; two or more are '
+            "needed. Separate columns by commas, and give each class one."
+        )
+    check_ids(path, frame, found_id)
+    matrix = np.ascontiguousarray(frame.select(names).to_numpy(), dtype=np.float64)
+    _check_values(path, frame, found_id, names, matrix)
+    if not renormalise:
+        _check_sums(path, frame, found_id, matrix)
+    return Submission(path, frame, found_id, tuple(names), matrix)
+
+
+def match_classes(path: Path, header: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The columns of ``header`` that hold ``classes``: of the same name, else of the same suffix.
+
+    Raises
+    ------
+    DataError
+        If a class has no column.
+    """
+    lacking = [name for name in classes if name not in header]
+    if not lacking:
+        return list(classes)
+    by_suffix = {_suffix(name): name for name in header} | {name: name for name in header}
+    wanted = [_suffix(name) for name in classes]
+    if all(suffix in by_suffix for suffix in wanted):
+        return [by_suffix[suffix] for suffix in wanted]
+    raise DataError(
+        f'{path}: {len(lacking)} class columns are not there (first: "{lacking[0]}"). '
+        f"{did_you_mean(lacking[0], header)}"
+    )
+
+
+def suffixes(names: Sequence[str]) -> list[str]:
+    """What tells column names apart: the digits at the end, else the part after the last ``_``.
+
+    Returns
+    -------
+    list of str
+        The names themselves if their suffixes are not all different.
+
+    Examples
+    --------
+    >>> suffixes(["target_0", "target_10"]), suffixes(["llm1", "llm2"]), suffixes(["is_a", "is_b"])
+    (['0', '10'], ['1', '2'], ['a', 'b'])
+    """
+    result = [_suffix(name) for name in names]
+    return result if len(set(result)) == len(result) else list(names)
+
+
+def read_frame(
+    path: Path, numbers: Callable[[list[str]], list[str]] = lambda header: []
+) -> pl.DataFrame:
+    """Read a CSV or Parquet file: text as it stands, and numbers where they are expected.
+
+    Parameters
+    ----------
+    path
+        The file; Parquet is known by its first bytes.
+    numbers
+        Says which columns of the header hold numbers. They come as Float64, all others as text.
+
+    Returns
+    -------
+    polars.DataFrame
+        At least one row.
+
+    Raises
+    ------
+    MissingInputError, DataError, StorageError
+        In one sentence.
+    """
+    content, header = _opened(path)
+    if content.startswith(b"PAR1"):
+        return _parquet(path, content, numbers)
+    wanted = numbers(header)
+    types: dict[str, Any] = {name: pl.Float64 if name in wanted else pl.String for name in header}
+    try:
+        frame = pl.read_csv(content, schema=types, empty_string_is_null=False)
+    except _POLARS:
+        frame = _patient(path, content, wanted)
+    if frame.height and frame.tail(1).select(pl.all_horizontal(pl.all().is_null())).item():
+        frame = frame.head(-1)  # an empty line at the end
+    if not frame.height:
+        raise DataError(f"{path}: there is a header but no row below it.")
+    return frame
+
+
+def check_ids(path: Path, frame: pl.DataFrame, name: str) -> None:
+    """Refuse ids that are missing or occur twice.
+
+    Raises
+    ------
+    DataError
+        With the first rows.
+    """
+    ids = frame[name]
+    blank = (ids.is_null() | (ids == "")).fill_null(True)
+    if blank.any():
+        raise DataError(
+            f'{path}: {blank.sum()} rows have no id in column "{name}" '
+            f"(first: row {_first(blank) + 1}). Fill them in."
+        )
+    # different hashes mean different ids, and numbers are counted faster than texts
+    if ids.hash().n_unique() < len(ids) and ids.n_unique() < len(ids):
+        twice = ids.filter(ids.is_duplicated())
+        rows = " and ".join(str(i + 1) for i in (ids == twice[0]).arg_true().to_list()[:3])
+        raise DataError(
+            f'{path}: {twice.n_unique()} ids occur more than once in column "{name}" (first: '
+            f"{shown(twice[0])}, rows {rows}). Remove the duplicates or pass --id COLUMN."
+        )
+
+
+def write_frame(frame: pl.DataFrame, target: Path | None) -> None:
+    """Write a table, whole or not at all.
+
+    Parameters
+    ----------
+    frame
+        The table; floats are written so that they read back the same.
+    target
+        A ``.parquet`` file, any other file for CSV, or None for CSV on the standard output.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written; what stood at ``target`` before is still there then.
+    """
+    if target is None:
+        with _writing(Path("standard output")):
+            sys.stdout.buffer.write(frame.write_csv().encode())
+            sys.stdout.buffer.flush()
+        return
+    write: Callable[[Any], None] = (
+        frame.write_parquet if target.suffix.lower() in {".parquet", ".pq"} else frame.write_csv
+    )
+    with _writing(target):
+        if target.exists() and not target.is_file() and not target.is_dir():
+            with target.open("wb") as file:  # a pipe or a device must not be replaced by a file
+                write(file)
+            return
+        write_file(Path(target.resolve()), lambda temporary: write(str(temporary)))
+
+
+def shown(value: object) -> str:
+    """A cell in a message: quoted, and not longer than a line bears.
+
+    Examples
+    --------
+    >>> shown("x" * 100)
+    '"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"'
+    """
+    text = " ".join(str(value).split())
+    return f'"{text[:40]}…"' if len(text) > 40 else f'"{text}"'
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what polars and the system say of a failed write into one sentence."""
+    with storage_errors(path, "writing"):
+        try:
+            yield
+        except _POLARS as error:
+            raise StorageError(
+                f"{path}: writing failed: {_reason(error)}. Free some space or name another place."
+            ) from error
+
+
+def _suffix(name: str) -> str:
+    stem = name.rstrip("0123456789")
+    return name[len(stem) :] if stem != name else name.rsplit("_", 1)[-1] or name
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with storage_errors(path, "reading"):
+            content = path.read_bytes()
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise MissingInputError(f"{path}: there is no such file. Check the path.") from error
+        raise
+    if not content or content.isspace():
+        raise DataError(f"{path}: the file is empty.")
+    return content
+
+
+def _opened(path: Path) -> tuple[bytes, list[str]]:
+    content = _content(path)
+    if content.startswith(b"PAR1"):
+        return content, _parquet_header(path, content)
+    for mark, kind in _MAGIC.items():
+        if content.startswith(mark):
+            raise DataError(f"{path}: this is {kind}, not CSV. Save it as UTF-8 CSV.")
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    _check_text(path, content)
+    return content, _header(path, content)
+
+
+def _parquet_header(path: Path, content: bytes) -> list[str]:
+    try:
+        return list(pl.read_parquet_schema(io.BytesIO(content)))
+    except _POLARS as error:
+        raise DataError(f"{path}: not a readable Parquet file ({_reason(error)}).") from error
+
+
+def _check_text(path: Path, content: bytes) -> None:
+    if b"\0" in content:
+        line = content[: content.index(b"\0")].count(b"\n") + 1
+        raise DataError(f"{path}: line {line} holds a NUL byte. Save the file as UTF-8 CSV.")
+    if not content.isascii():
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            raise DataError(
+                f"{path}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}). "
+                "Save the file as UTF-8."
+            ) from error
+    if b"\n" not in content and b"\r" in content:
+        raise DataError(f"{path}: lines end in a bare carriage return. Save it with newlines.")
+
+
+def _header(path: Path, content: bytes) -> list[str]:
+    start = content[:_LONGEST_HEADER].decode(errors="ignore")
+    csv.field_size_limit(sys.maxsize)
+    try:
+        header = next(csv.reader(io.StringIO(start, newline="")))
+    except (csv.Error, StopIteration) as error:
+        raise DataError(f"{path}: the first line is no CSV header ({error}).") from error
+    if not header:
+        raise DataError(f"{path}: the first line is empty; a header is needed there.")
+    if sum(map(len, header)) > _LONGEST_HEADER // 2:
+        raise DataError(f"{path}: the header is longer than a megabyte. Check the first line.")
+    if any(not name.strip() for name in header):
+        place = [not name.strip() for name in header].index(True)
+        raise DataError(f"{path}: column {place + 1} of the header has no name. Name it.")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{path}: the header names {shown(twice[0])} more than once. Rename or remove one."
+        )
+    return header
+
+
+def _patient(path: Path, content: bytes, wanted: list[str]) -> pl.DataFrame:
+    """Read numbers as text first, to take those with spaces around, and to name the ones that aren't."""
+    try:
+        frame = pl.read_csv(content, infer_schema=False, empty_string_is_null=False)
+    except _POLARS as error:
+        raise DataError(
+            f"{path}: not a well-formed CSV ({_reason(error)}). "
+            'Quote fields that hold commas, quotes or newlines, and write " as "".'
+        ) from error
+    lacking = [name for name in wanted if name not in frame.columns]
+    if lacking:
+        raise DataError(f"{path}: column {shown(lacking[0])} cannot be read. Check the first line.")
+    for name in wanted:
+        cells = frame[name]
+        values = cells.str.strip_chars().cast(pl.Float64, strict=False)
+        odd = values.is_null() & cells.is_not_null() & (cells != "")
+        if odd.any():
+            first = _first(odd)
+            raise DataError(
+                f"{path}: {odd.sum()} cells of column {shown(name)} are no numbers (first: row "
+                f"{first + 1}, {shown(cells[first])}). Mend them, or remove the column if it is no class."
+            )
+        frame = frame.with_columns(values.alias(name))
+    return frame
+
+
+def _parquet(path: Path, content: bytes, numbers: Callable[[list[str]], list[str]]) -> pl.DataFrame:
+    try:
+        frame = pl.read_parquet(io.BytesIO(content))
+    except _POLARS as error:
+        raise DataError(f"{path}: not a readable Parquet file ({_reason(error)}).") from error
+    if not frame.height:
+        raise DataError(f"{path}: the table has no rows.")
+    wanted = numbers(frame.columns)
+    try:
+        return frame.select(
+            pl.col(name).cast(pl.Float64 if name in wanted else pl.String) for name in frame.columns
+        )
+    except _POLARS as error:
+        raise DataError(
+            f"{path}: a column that should hold numbers or text does not ({_reason(error)})."
+        ) from error
+
+
+def _id_of(path: Path, header: Sequence[str], name: str | None, usual: Sequence[str]) -> str:
+    if name is None:
+        return next((known for known in usual if known in header), header[0])
+    if name not in header:
+        raise MissingInputError(
+            f'{path}: there is no column "{name}". {did_you_mean(name, header)}'
+        )
+    return name
+
+
+def _check_values(
+    path: Path, frame: pl.DataFrame, id_name: str, names: list[str], matrix: Floats
+) -> None:
+    # a sum is NaN or infinite if any part is, so one number tells that all is well
+    if np.isfinite(matrix.sum()) and matrix.min() >= 0:
+        zero = ~matrix.any(axis=1)
+        if zero.any():
+            row = int(zero.argmax())
+            raise DataError(
+                f"{path}: {zero.sum()} rows are all zero (first: row {row + 1}, id "
+                f"{shown(frame[id_name][row])}). Give every row a probability."
+            )
+        return
+    bad = ~np.isfinite(matrix) | (matrix < 0)
+    if not bad.any():  # finite numbers whose sum is not
+        raise DataError(f"{path}: numbers as large as {matrix.max():.3g} are no probabilities.")
+    row, column = np.argwhere(bad)[0].tolist()
+    empty = frame[names[column]][row] is None
+    said = "an empty cell" if empty else f"{matrix[row, column]}"
+    raise DataError(
+        f"{path}: {bad.any(axis=1).sum()} rows hold something that is no probability (first: row "
+        f"{row + 1}, id {shown(frame[id_name][row])}, column {shown(names[column])}: {said}). "
+        "Probabilities are numbers from 0 to 1."
+    )
+
+
+def _check_sums(path: Path, frame: pl.DataFrame, id_name: str, matrix: Floats) -> None:
+    total = matrix @ np.ones(matrix.shape[1])
+    off = np.abs(total - 1) > SUM_TOLERANCE
+    if off.any():
+        row = int(off.argmax())
+        raise DataError(
+            f"{path}: {off.sum()} rows do not sum to 1 (first: row {row + 1}, id "
+            f"{shown(frame[id_name][row])}, sum {total[row]:.6g}). Pass --renormalise to scale them."
+        )
+
+
+def _first(mask: pl.Series) -> int:
+    return int(mask.arg_max() or 0)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split("\n")[0].split())[:160]

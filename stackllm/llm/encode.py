@@ -1,0 +1,234 @@
+"""The encoder's cache: every response is read once, whatever run asks for it.
+
+Rows are cached by their text below a folder named after everything else that decides their numbers
+(weights, template, layers, lengths, dtype). Shards hold whole groups of like length and are planned
+from the whole table, so a stopped run goes on with the very batches it would have had.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stackllm.engine.local import Engine, Task
+from stackllm.errors import StorageError, UsageError
+from stackllm.llm.backbone import EMBEDDED, Dtype, choose_dtype, load_backbone, prepare, revision_of
+from stackllm.llm.encoder import LIKELIHOOD, Prompt, read_group_batch
+from stackllm.store.digest import digest
+from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class EncoderParams:
+    """Settings of the encoder.
+
+    Parameters
+    ----------
+    backbone
+        ``"smollm2"`` (embedded), a folder, or a hub name.
+    dtype
+        ``"auto"`` takes what the machine computes fastest in.
+    depths
+        Which layers are pooled, as shares of the network's depth, above 0 up to 1.
+    max_question_tokens, max_response_tokens
+        Longer texts are cut: questions in the middle, responses at the end.
+    batch_tokens
+        Response tokens of a batch; a batch is always whole groups. None takes 1,024 on a CPU and
+        16,384 on a GPU.
+    """
+
+    backbone: str = EMBEDDED
+    dtype: Dtype = "auto"
+    depths: tuple[float, ...] = (1 / 2, 2 / 3, 5 / 6)
+    max_question_tokens: int = 96
+    max_response_tokens: int = 128
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
+            raise UsageError(f"[encoder] depths must be above 0 and at most 1, not {self.depths}.")
+        for name in ("max_question_tokens", "max_response_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"[encoder] {name} must be 1 or more, not {getattr(self, name)}.")
+
+
+_SHARD_ROWS = 112
+_TEMPLATE = ("Question: ", "\nAnswer:", " ")
+
+
+def encode(
+    rows: pl.DataFrame, params: EncoderParams, engine: Engine
+) -> tuple[np.ndarray, pl.DataFrame, str]:
+    """Read every row with the frozen LLM, or take it from the cache.
+
+    Parameters
+    ----------
+    rows
+        ``group_id, question, response``.
+    params
+        Settings.
+    engine
+        Runs the shards below ``engine.root``.
+
+    Returns
+    -------
+    embedding
+        float32 ``(n_rows, n_layers * hidden)``: mean-pooled layers side by side.
+    likelihood
+        Float64 columns :data:`~stackllm.llm.encoder.LIKELIHOOD`.
+    identity
+        Digest of everything but the texts that decides the numbers.
+    """
+    dtype, reason = choose_dtype(params.dtype)
+    identity = digest(
+        VERSION, revision_of(params.backbone), dtype, params.depths, _TEMPLATE,
+        params.max_question_tokens, params.max_response_tokens,
+    )  # fmt: skip
+    keys = [
+        digest(question, response)
+        for question, response in rows.select("question", "response").iter_rows()
+    ]
+    folder = f"encoder/{identity[:16]}"
+    known = _known_rows(engine.root, folder)
+    wanted = rows.with_columns(key=pl.Series(keys)).unique("key", maintain_order=True)
+    plans = [[entry for entry in shard if entry[2] not in known] for shard in _plan_shards(wanted)]
+    plans = [shard for shard in plans if shard]
+    if plans:
+        engine.reporter.say(
+            f"encoder {params.backbone}: {sum(map(len, plans))} of {len(wanted)} texts to read, in {dtype} ({reason})"
+        )
+        if not engine.dry_run:
+            prepare(params.backbone, engine.reporter.say)
+    tasks = [
+        Task(
+            make_unit(f"{folder}/{digest([key for *_, key in shard])[:24]}", VERSION, identity),
+            encode_shard,
+            (shard, params, dtype),
+        )
+        for shard in reversed(plans)  # the longest texts first
+    ]
+    engine.ensure("encoder", tasks, n_jobs=_workers())
+    known = _known_rows(engine.root, folder) if tasks else known
+    places = [known[key] for key in keys]
+    pooled = _take(places, "pooled.npy")  # (n_rows, n_layers, 2, hidden)
+    likelihood = _take(places, "likelihood.npy")
+    embedding = np.ascontiguousarray(pooled[:, :, 0].reshape(len(keys), -1))
+    return embedding, pl.DataFrame(likelihood.astype(np.float64), schema=list(LIKELIHOOD)), identity
+
+
+def encode_shard(
+    folder: Path, rows: list[tuple[str, str, str]], params: EncoderParams, dtype: Dtype
+) -> None:
+    """Read ``(question, response, key)`` rows and write ``keys``, ``pooled`` and ``likelihood``."""
+    import torch
+
+    model, tokenizer = _loaded(params.backbone, dtype)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = tuple(max(1, round(share * depth)) for share in params.depths)
+    budget = params.batch_tokens or (16_384 if torch.cuda.is_available() else 1_024)
+    results = [
+        read_group_batch(model, batch, layers)
+        for batch in _batches(_tokenise(tokenizer, rows, params), budget)
+    ]
+    np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
+    np.save(folder / "pooled.npy", np.concatenate([pooled for pooled, _ in results]))
+    np.save(folder / "likelihood.npy", np.concatenate([measured for _, measured in results]))
+
+
+def _workers() -> int | None:
+    """One process a GPU machine; on a CPU every worker holds a model of its own."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else None
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(backbone: str, dtype: Dtype) -> tuple[Any, Any]:
+    loaded = load_backbone(backbone, dtype, echo=lambda _: None)
+    return loaded.model, loaded.tokenizer
+
+
+def _plan_shards(rows: pl.DataFrame) -> list[list[tuple[str, str, str]]]:
+    """Rows of the same question side by side, short groups first, cut into shards."""
+    groups = (
+        rows.group_by("question", maintain_order=True)
+        .agg("response", "key", size=pl.col("response").str.len_chars().max())
+        .sort("size", "question")
+    )
+    shards: list[list[tuple[str, str, str]]] = [[]]
+    for question, responses, keys, _ in groups.iter_rows():
+        if len(shards[-1]) >= _SHARD_ROWS:
+            shards.append([])
+        shards[-1] += [(question, *pair) for pair in zip(responses, keys, strict=True)]
+    return [shard for shard in shards if shard]
+
+
+def _tokenise(
+    tokenizer: Any, rows: list[tuple[str, str, str]], params: EncoderParams
+) -> list[Prompt]:
+    """Prompts of consecutive rows that share their question."""
+    before, after, opening = _TEMPLATE
+    opener = [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
+    prompts: list[Prompt] = []
+    last = None
+    for question, response, _ in rows:
+        if question != last:
+            text = tokenizer(question, add_special_tokens=False).input_ids
+            if len(text) > params.max_question_tokens:
+                half = params.max_question_tokens // 2
+                text = text[: params.max_question_tokens - half] + text[len(text) - half :]
+            head = tokenizer(before, add_special_tokens=False).input_ids
+            tail = tokenizer(after, add_special_tokens=False).input_ids
+            prompts.append(Prompt([*opener, *head, *text, *tail], []))
+            last = question
+        cut = response[: 16 * params.max_response_tokens]  # spares tokenising what is cut anyway
+        ids = tokenizer(opening + cut, add_special_tokens=False).input_ids if response else []
+        prompts[-1].responses.append(ids[: params.max_response_tokens])
+    return prompts
+
+
+def _batches(prompts: list[Prompt], budget: int) -> list[list[Prompt]]:
+    """Whole groups side by side while their padded size stays within ``budget`` tokens."""
+    batches: list[list[Prompt]] = []
+    n_rows = width = 0
+    for prompt in prompts:
+        longest = max(map(len, prompt.responses))
+        n_rows, width = n_rows + len(prompt.responses), max(width, longest)
+        if not batches or n_rows * width > budget:
+            batches.append([])
+            n_rows, width = len(prompt.responses), longest
+        batches[-1].append(prompt)
+    return batches
+
+
+def _known_rows(root: Path, folder: str) -> dict[str, tuple[Path, int]]:
+    """Where each cached row stands; shards that are damaged count as absent."""
+    known: dict[str, tuple[Path, int]] = {}
+    for manifest in sorted((root / folder).glob(f"*/{MANIFEST}")):
+        try:
+            key = json.loads(manifest.read_text())["key"]
+            shard = open_unit(root, Unit(f"{folder}/{manifest.parent.name}", key))
+        except (StorageError, OSError, ValueError, KeyError, TypeError):
+            continue
+        for place, row in enumerate(np.load(shard / "keys.npy", allow_pickle=False)):
+            known[row.decode()] = (shard, place)
+    return known
+
+
+def _take(places: list[tuple[Path, int]], name: str) -> np.ndarray:
+    """Rows out of many shards, in order."""
+    shards = {
+        shard: np.load(shard / name, mmap_mode="r", allow_pickle=False)
+        for shard in {shard for shard, _ in places}
+    }
+    return np.stack([shards[shard][place] for shard, place in places])

@@ -1,0 +1,104 @@
+"""Member ``frozen``: a linear head on a frozen LLM's pooled layers and the response's own features.
+
+With ``centred`` every feature stands a second time, less its mean within the group: what all
+answers to a question share says nothing about who wrote which.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stackllm.data.folds import inner_folds
+from stackllm.data.metrics import log_loss
+from stackllm.data.predictions import softmax
+from stackllm.members.inputs import Inputs
+from stackllm.members.linear import logistic
+from stackllm.members.targets import Targets
+from stackllm.recipes.within import centre
+
+VERSION = 1
+
+_OWN_BLOCKS = ("text_", "likelihood_")
+
+
+@dataclass(frozen=True)
+class FrozenParams:
+    """Settings of the frozen member.
+
+    Parameters
+    ----------
+    centred
+        Whether features also stand centred within the group.
+    c
+        Inverse strengths of the L2 penalty to choose from, by log loss on held-out groups of the
+        training rows. The first of equals wins.
+    max_iter
+        Bound on the optimiser's steps.
+    """
+
+    centred: bool = False
+    c: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)
+    max_iter: int = 300
+
+
+def fit(inputs: Inputs, targets: Targets, params: FrozenParams, seed: int, folder: Path) -> None:
+    """Fit on ``targets`` and write the model's arrays into ``folder``."""
+    features = _features(inputs, params.centred)
+    mean, scale = _standardisation(features[np.unique(targets.rows)])
+    features = _standardise(features, mean, scale)
+    chosen = _choose(features, inputs.groups, targets, params, seed)
+    weights, bias = logistic(features[targets.rows], targets, chosen, params.max_iter)
+    for name, array in {"mean": mean, "scale": scale, "weights": weights, "bias": bias}.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "head.json").write_text(json.dumps({"c": chosen, "centred": params.centred}))
+
+
+def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
+    """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
+    mean, scale, weights, bias = (
+        np.load(folder / f"{name}.npy", allow_pickle=False)
+        for name in ("mean", "scale", "weights", "bias")
+    )
+    centred = json.loads((folder / "head.json").read_text())["centred"]
+    features = _standardise(_features(inputs, centred)[rows], mean, scale)
+    return softmax((features @ weights.T + bias).astype(np.float64))
+
+
+def _features(inputs: Inputs, centred: bool) -> np.ndarray:
+    """Embedding and own features, float32 ``(n_rows, n_features)``; NaN where not measured."""
+    own = [i for i, name in enumerate(inputs.names) if name.startswith(_OWN_BLOCKS)]
+    features = np.hstack([inputs.embedding, inputs.blocks[:, own].astype(np.float32)])
+    if centred:
+        features = np.hstack([features, centre(np.nan_to_num(features), inputs.groups)])
+    return features
+
+
+def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = np.nanmean(features, axis=0, dtype=np.float64).astype(np.float32)
+    scale = np.nanstd(features, axis=0, dtype=np.float64).astype(np.float32)
+    return np.nan_to_num(mean), np.where(np.isfinite(scale) & (scale > 1e-6), scale, np.inf)
+
+
+def _standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Features of mean 0 and deviation 1, within 8 deviations; what was not measured is the mean."""
+    return np.clip(np.nan_to_num((features - mean) / scale), -8, 8)
+
+
+def _choose(
+    features: np.ndarray, groups: np.ndarray, targets: Targets, params: FrozenParams, seed: int
+) -> float:
+    """The penalty with the least log loss on a fifth of the training groups."""
+    if len(params.c) == 1:
+        return params.c[0]
+    held = inner_folds(groups[targets.rows].astype(str), 5, seed) == 0
+    train, test = targets.only(~held), targets.only(held)
+    losses = []
+    for c in params.c:
+        weights, bias = logistic(features[train.rows], train, c, params.max_iter)
+        probabilities = softmax((features[test.rows] @ weights.T + bias).astype(np.float64))
+        losses.append(log_loss(probabilities, test.labels))
+    return params.c[int(np.argmin(losses))]

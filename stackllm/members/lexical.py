@@ -1,0 +1,140 @@
+"""Member ``lexical``: TF-IDF of n-grams of one or more views of the text, logistic regression.
+
+N-grams are hashed, so counting needs no vocabulary and happens once for all rows; what is learnt
+(which n-grams to keep, their weights) is learnt from a fit's own rows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_matrix, hstack
+
+from stackllm.data.predictions import softmax
+from stackllm.errors import UsageError, did_you_mean
+from stackllm.members.inputs import VIEWS, Inputs
+from stackllm.members.linear import logistic
+from stackllm.members.targets import Targets
+from stackllm.recipes.views import edges, skeleton
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class LexicalParams:
+    """Settings of the lexical member.
+
+    Parameters
+    ----------
+    views
+        Views of the text, of :data:`~stackllm.members.inputs.VIEWS`, side by side.
+    c
+        Inverse strength of the L2 penalty.
+    min_rows
+        An n-gram counts only if it occurs in so many training rows.
+    max_iter
+        Bound on the optimiser's steps.
+    """
+
+    views: tuple[str, ...] = ("words", "characters")
+    c: float = 30.0
+    min_rows: int = 2
+    max_iter: int = 200
+
+    def __post_init__(self) -> None:
+        for view in self.views:
+            if view not in VIEWS:
+                raise UsageError(f'there is no view "{view}" of a text. {did_you_mean(view, VIEWS)}')
+        if not self.views:
+            raise UsageError("a lexical member needs at least one view of the text.")
+
+
+def count_ngrams(texts: pl.Series, view: str, n_buckets: int = 2**18) -> csr_matrix:
+    """Hashed n-gram counts of one view of texts.
+
+    Parameters
+    ----------
+    texts
+        ``(n_rows,)``.
+    view
+        ``"words"``: words and pairs of words. ``"characters"``: runs of 2 to 4 characters.
+        ``"skeleton"``: runs of 1 to 4 tokens of :func:`~stackllm.recipes.views.skeleton`.
+        ``"edges"``: :func:`~stackllm.recipes.views.edges`.
+    n_buckets
+        Number of hash buckets.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        float32 ``(n_rows, n_buckets)``.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    options: dict[str, Any] = {
+        "words": {"token_pattern": r"\w+|[^\w\s]", "ngram_range": (1, 2)},
+        "characters": {"analyzer": "char", "ngram_range": (2, 4)},
+        "skeleton": {"tokenizer": skeleton, "token_pattern": None, "ngram_range": (1, 4)},
+        "edges": {"analyzer": edges},
+    }[view]
+    vectoriser = HashingVectorizer(
+        n_features=n_buckets,
+        alternate_sign=False,
+        norm=None,
+        lowercase=False,
+        dtype=np.float32,
+        **options,
+    )
+    matrix: csr_matrix = vectoriser.transform(texts.to_list())
+    matrix.sort_indices()
+    return matrix
+
+
+def fit(inputs: Inputs, targets: Targets, params: LexicalParams, seed: int, folder: Path) -> None:
+    """Fit on ``targets`` and write the model's arrays into ``folder``."""
+    rows = np.unique(targets.rows)
+    place = np.searchsorted(rows, targets.rows)
+    pieces = []
+    for view in params.views:
+        counts = inputs.counts[view][rows]
+        seen = np.bincount(counts.indices, minlength=counts.shape[1])
+        kept = np.flatnonzero(seen >= params.min_rows).astype(np.int32)
+        idf = (np.log((1 + len(rows)) / (1 + seen[kept])) + 1).astype(np.float32)
+        np.save(folder / f"{view}_kept.npy", kept)
+        np.save(folder / f"{view}_idf.npy", idf)
+        pieces.append(_tfidf(counts, kept, idf))
+    features = hstack(pieces, format="csr")
+    weights, bias = logistic(features[place], targets, params.c, params.max_iter)
+    np.save(folder / "weights.npy", weights)
+    np.save(folder / "bias.npy", bias)
+    (folder / "views.json").write_text(json.dumps(params.views))
+
+
+def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
+    """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
+    views = json.loads((folder / "views.json").read_text())
+    pieces = [
+        _tfidf(
+            inputs.counts[view][rows],
+            np.load(folder / f"{view}_kept.npy", allow_pickle=False),
+            np.load(folder / f"{view}_idf.npy", allow_pickle=False),
+        )
+        for view in views
+    ]
+    weights = np.load(folder / "weights.npy", allow_pickle=False)
+    bias = np.load(folder / "bias.npy", allow_pickle=False)
+    scores = hstack(pieces, format="csr") @ weights.T + bias
+    return softmax(np.asarray(scores, dtype=np.float64))
+
+
+def _tfidf(counts: csr_matrix, kept: np.ndarray, idf: np.ndarray) -> csr_matrix:
+    """Sublinear TF-IDF of the kept n-grams; rows have length 1."""
+    matrix = counts[:, kept].astype(np.float32)
+    matrix.data = (1 + np.log(matrix.data)) * idf[matrix.indices]
+    length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    matrix.data /= np.repeat(np.maximum(length, 1e-12), np.diff(matrix.indptr))
+    return matrix

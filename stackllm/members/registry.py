@@ -1,0 +1,75 @@
+"""The kinds of members and what each is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stackllm.members import features, frozen, lexical
+from stackllm.members.boosting import BoostingParams
+from stackllm.members.frozen import FrozenParams
+from stackllm.members.inputs import Inputs
+from stackllm.members.lexical import LexicalParams
+from stackllm.members.targets import Targets
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of member that stackllm trains itself.
+
+    Parameters
+    ----------
+    params
+        Dataclass of its settings.
+    version
+        Number of its code: a higher one makes stored models stale.
+    fit
+        ``fit(inputs, targets, params, seed, folder)`` writes a model.
+    predict
+        ``predict(inputs, rows, folder)`` gives probabilities ``(len(rows), n_classes)``.
+    """
+
+    params: type
+    version: int
+    fit: Callable[[Inputs, Targets, Any, int, Path], None]
+    predict: Callable[[Inputs, np.ndarray, Path], np.ndarray]
+
+
+KINDS = {
+    "lexical": Kind(LexicalParams, lexical.VERSION, lexical.fit, lexical.predict),
+    "frozen": Kind(FrozenParams, frozen.VERSION, frozen.fit, frozen.predict),
+    "features": Kind(BoostingParams, features.VERSION, features.fit, features.predict),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of stage one.
+
+    Parameters
+    ----------
+    name
+        What it is called in tables and folders.
+    kind
+        A key of :data:`KINDS`.
+    params
+        Its settings, of the kind's dataclass.
+    """
+
+    name: str
+    kind: str
+    params: Any
+
+
+DEFAULT_MEMBERS = (
+    Member("lexical", "lexical", LexicalParams()),
+    Member("skeleton", "lexical", LexicalParams(views=("skeleton",), c=10.0)),
+    Member("edges", "lexical", LexicalParams(views=("edges",), c=10.0)),
+    Member("frozen", "frozen", FrozenParams()),
+    Member("frozen_centred", "frozen", FrozenParams(centred=True)),
+    Member("features", "features", BoostingParams()),
+)

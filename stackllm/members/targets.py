@@ -1,0 +1,33 @@
+"""What a model is fitted to: labels of training rows and, in later rounds, pseudo-labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Weighted labels; a row may stand here several times, once for each label it may have.
+
+    Parameters
+    ----------
+    rows
+        Which row of the inputs, int ``(n,)``.
+    labels
+        Class index, int ``(n,)``.
+    weights
+        Weight of each entry in the loss, above 0, ``(n,)``.
+    n_classes
+        Number of classes.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    n_classes: int
+
+    def only(self, keep: np.ndarray) -> Targets:
+        """The entries where ``keep``, bool ``(n,)``, holds."""
+        return Targets(self.rows[keep], self.labels[keep], self.weights[keep], self.n_classes)

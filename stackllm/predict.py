@@ -1,0 +1,196 @@
+"""Applying a run's stored models to groups that it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stackllm.data.predictions import log_average
+from stackllm.engine.local import Engine, Task
+from stackllm.errors import MissingInputError, UsageError
+from stackllm.llm.encode import EncoderParams
+from stackllm.members.boosting import predict_boosting
+from stackllm.members.build import build_inputs
+from stackllm.members.crossfit import CrossFit, Fit
+from stackllm.members.inputs import Inputs, load_inputs
+from stackllm.members.registry import KINDS
+from stackllm.recipes.loader import find_recipes
+from stackllm.stack.features import stack_features
+from stackllm.stack.posteriors import fold_posteriors
+from stackllm.stack.round import Round
+from stackllm.store.digest import digest
+from stackllm.store.units import Unit, make_unit, open_unit
+from stackllm.study import Study
+
+VERSION = 1
+_UNIT = "model"
+
+
+def store_model(study: Study, played: Round) -> None:
+    """Write down which units make up a round's model, and the recipes as they were.
+
+    Parameters
+    ----------
+    study
+        The run.
+    played
+        The round whose models are to be applied: the best one.
+    """
+    settings, table = study.settings, study.table
+    without = () if settings.encoder else ("encoder",)
+    recipes = find_recipes(settings.recipes, without)
+    content = {
+        "classes": list(table.classes),
+        "id_name": table.id_name,
+        "quota": settings.data.quota,
+        "encoder": dataclasses.asdict(settings.encoder) if settings.encoder else None,
+        "recipes": [recipe.path.name for recipe in recipes],
+        "members": {member.name: member.kind for member in settings.members},
+        "external": [params.name for params in settings.external],
+        "fits": [{"name": fit.name, "fold": fit.fold} for fit in played.fits],
+        "temperatures": {
+            name: found.temperatures.tolist() for name, found in played.posteriors.items()
+        },
+        "blend": {"names": list(played.blend.names), "weights": played.blend.weights.tolist()},
+        "units": _unit_keys(study.engine.root, settings.members, played.fits),
+    }
+
+    def fill(folder: Path) -> None:
+        (folder / "model.json").write_text(json.dumps(content, indent=1, sort_keys=True))
+        for recipe in recipes:
+            shutil.copyfile(recipe.path, folder / recipe.path.name)
+
+    study.engine.ensure("model", [Task(make_unit(_UNIT, VERSION, content), fill)])
+
+
+def predict_new(
+    root: Path, rows: pl.DataFrame, cache: Engine, engine: Engine
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """Posteriors of new rows.
+
+    Parameters
+    ----------
+    root
+        The run's folder.
+    rows
+        ``row_id, group_id, question, response`` of whole groups.
+    cache, engine
+        Engines over the shared folder and the run's.
+
+    Returns
+    -------
+    frame
+        The id column and a column ``target_<class>`` a class.
+    probabilities
+        ``(n_rows, n_classes)``.
+
+    Raises
+    ------
+    MissingInputError
+        If the run holds no finished model.
+    UsageError
+        If the run has external members, whose models stackllm does not have.
+    StorageError
+        If a unit is damaged.
+    """
+    model, recipe_folder = _open_model(root)
+    if model["external"]:
+        raise UsageError(
+            f"{root}: this run has the external member {model['external'][0]!r}, whose model stackllm does not have. "
+            "Predict with a run without external members."
+        )
+    encoder = EncoderParams(**_tuples(model["encoder"])) if model["encoder"] else None
+    recipes = tuple(str(recipe_folder / name) for name in model["recipes"])
+    folder, _ = build_inputs(f"new-{digest(rows)[:16]}", rows, encoder, recipes, cache, engine)
+    inputs = load_inputs(folder)
+    quota = model["quota"]
+    members = {
+        name: _member(root, model, name, kind, inputs) for name, kind in model["members"].items()
+    }
+    posteriors = {
+        name: CrossFit(
+            np.empty((0, test.shape[2])),
+            fold_posteriors(test, inputs.groups, quota, np.array(model["temperatures"][name])),
+        )
+        for name, test in members.items()
+    }
+    crossfits = {
+        name: CrossFit(np.empty((0, test.shape[2])), test) for name, test in members.items()
+    }
+    models = {**members, "stack": _stack(root, model, crossfits, posteriors, inputs)}
+    blended = np.stack(
+        [
+            log_average(
+                np.stack([models[name][fold] for name in model["blend"]["names"]]), np.array(weights)
+            )
+            for fold, weights in enumerate(model["blend"]["weights"])
+        ]
+    )
+    final = fold_posteriors(
+        blended, inputs.groups, quota, np.array(model["temperatures"]["blend"])
+    ).mean(axis=0)
+    columns = [f"target_{name}" for name in model["classes"]]
+    return pl.DataFrame({model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}), final
+
+
+def _open_model(root: Path) -> tuple[dict[str, Any], Path]:
+    folder = root / _UNIT
+    try:
+        key = json.loads((folder / "manifest.json").read_text())["key"]
+    except (OSError, ValueError, KeyError) as error:
+        raise MissingInputError(
+            f'{root}: there is no finished model here. Run "stackllm stack" or "stackllm run" first, or give --name.'
+        ) from error
+    open_unit(root, Unit(_UNIT, key))
+    return json.loads((folder / "model.json").read_text()), folder
+
+
+def _unit_keys(root: Path, members: Sequence[Any], fits: Sequence[Fit]) -> dict[str, str]:
+    paths = [f"members/{member.name}/{fit.name}" for member in members for fit in fits]
+    paths += [f"stack/models/{fit.name}" for fit in fits]
+    return {path: json.loads((root / path / "manifest.json").read_text())["key"] for path in paths}
+
+
+def _member(root: Path, model: dict[str, Any], name: str, kind: str, inputs: Inputs) -> np.ndarray:
+    """Predictions of each fold's models, ``(n_folds, n_rows, n_classes)``."""
+    rows = np.arange(len(inputs.groups))
+    return _by_fold(
+        root, model, f"members/{name}", lambda folder, _: KINDS[kind].predict(inputs, rows, folder)
+    )
+
+
+def _stack(
+    root: Path,
+    model: dict[str, Any],
+    members: dict[str, CrossFit],
+    posteriors: dict[str, CrossFit],
+    inputs: Inputs,
+) -> np.ndarray:
+    return _by_fold(
+        root,
+        model,
+        "stack/models",
+        lambda folder, fold: predict_boosting(
+            stack_features(fold, members, posteriors, inputs.blocks, inputs.names, inputs.groups), folder
+        ),
+    )
+
+
+def _by_fold(root: Path, model: dict[str, Any], stage: str, predict: Any) -> np.ndarray:
+    found: dict[int, list[np.ndarray]] = {}
+    for fit in model["fits"]:
+        path = f"{stage}/{fit['name']}"
+        folder = open_unit(root, Unit(path, model["units"][path]))
+        found.setdefault(fit["fold"], []).append(predict(folder, fit["fold"]))
+    return np.stack([np.mean(found[fold], axis=0) for fold in sorted(found)])
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -1,0 +1,177 @@
+"""Finding and running recipes: one small Python file a block of feature columns.
+
+A recipe file defines ``build(frame)``. It gets ``row_id, group_id, question, response`` — never a
+label or a fold — and returns a frame keyed by ``row_id`` with numeric columns, which are then named
+``{block}_{column}`` after the file. ``NEEDS = ("block", ...)`` names blocks whose columns it wants
+in its frame; ``encoder`` is the block that the frozen LLM measures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+
+import polars as pl
+
+import stackllm
+from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.store.digest import file_digest
+
+ENCODER_BLOCK = "encoder"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file.
+
+    Parameters
+    ----------
+    block
+        Name of the block: the file's name without its ending.
+    path
+        The file.
+    needs
+        Blocks whose columns it wants.
+    """
+
+    block: str
+    path: Path
+    needs: tuple[str, ...]
+
+
+def recipe_folder() -> Path:
+    """The folder of recipes in force: ``./features``, else those that come with stackllm."""
+    package = Path(stackllm.__file__).parent
+    for folder in (Path("features"), package / "features", package.parent / "features"):
+        if any(folder.glob("*.py")):
+            return folder
+    raise MissingInputError("no recipes found: there is no folder features/ with *.py files.")
+
+
+def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> list[Recipe]:
+    """All recipes in the order in which they can run.
+
+    Parameters
+    ----------
+    extra
+        Paths of further recipe files; one named like a found block takes its place.
+    without
+        Blocks that can't be had here. A recipe that needs nothing else falls away with them, one
+        that needs others too goes on without.
+
+    Raises
+    ------
+    MissingInputError
+        If a file is not there.
+    UsageError
+        If recipes need each other in a circle or need an unknown block.
+    """
+    paths = {
+        path.stem: path for path in sorted(recipe_folder().glob("*.py")) if path.stem[0] != "_"
+    }
+    for name in extra:
+        path = Path(name)
+        if not path.is_file():
+            raise MissingInputError(f"{path}: there is no such recipe file.")
+        paths[path.stem] = path
+    recipes = {
+        block: Recipe(block, path, tuple(getattr(_load(path), "NEEDS", ())))
+        for block, path in paths.items()
+    }
+    known = [*recipes, ENCODER_BLOCK]
+    for recipe in recipes.values():
+        for need in recipe.needs:
+            if need not in known:
+                raise UsageError(
+                    f'{recipe.path}: needs an unknown block "{need}". {did_you_mean(need, known)}'
+                )
+    graph = {block: set(recipe.needs) - {ENCODER_BLOCK} for block, recipe in recipes.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise UsageError(
+            f"recipes need each other in a circle: {' -> '.join(error.args[1])}."
+        ) from error
+    absent = set(without)
+    kept = []
+    for recipe in (recipes[block] for block in order):
+        needs = tuple(need for need in recipe.needs if need not in absent)
+        if recipe.needs and not needs:
+            absent.add(recipe.block)
+        else:
+            kept.append(replace(recipe, needs=needs))
+    return kept
+
+
+def recipes_digest(recipes: list[Recipe]) -> list[tuple[str, str]]:
+    """Block and content digest of each recipe: part of the key of what they made."""
+    return [(recipe.block, file_digest(recipe.path)) for recipe in recipes]
+
+
+def run_recipes(recipes: list[Recipe], rows: pl.DataFrame, encoder: pl.DataFrame) -> pl.DataFrame:
+    """Run recipes over label-free rows.
+
+    Parameters
+    ----------
+    recipes
+        From :func:`find_recipes`.
+    rows
+        ``row_id, group_id, question, response``; row ids need not be unique, order counts.
+    encoder
+        Numeric columns that the encoder measured, one row a row of ``rows``.
+
+    Returns
+    -------
+    polars.DataFrame
+        Float64 columns ``{block}_{column}``, one row a row of ``rows``, in the same order.
+
+    Raises
+    ------
+    DataError
+        If a recipe returns other rows than it got, or something that is no number.
+    """
+    base = rows.select("group_id", "question", "response").with_row_index("row_id")
+    blocks = {ENCODER_BLOCK: encoder.rename(lambda name: f"{ENCODER_BLOCK}_{name}")}
+    for recipe in recipes:
+        frame = pl.concat([base, *(blocks[need] for need in recipe.needs)], how="horizontal")
+        blocks[recipe.block] = _checked(recipe, _load(recipe.path).build(frame), base)
+    return pl.concat([blocks[recipe.block] for recipe in recipes], how="horizontal")
+
+
+def _checked(recipe: Recipe, built: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
+    if not isinstance(built, pl.DataFrame) or "row_id" not in built.columns:
+        raise DataError(
+            f'{recipe.path}: build() must return a polars frame with a column "row_id".'
+        )
+    aligned = base.select("row_id").join(built, on="row_id", how="left", maintain_order="left")
+    if built.height != base.height or built["row_id"].n_unique() != base.height:
+        raise DataError(
+            f"{recipe.path}: build() got {base.height} rows and returned {built.height}. Return each row once."
+        )
+    columns = aligned.drop("row_id")
+    wrong = [
+        name
+        for name, dtype in columns.schema.items()
+        if not (dtype.is_numeric() or dtype == pl.Boolean)
+    ]
+    if wrong:
+        raise DataError(
+            f'{recipe.path}: column "{wrong[0]}" is {columns.schema[wrong[0]]}, not a number.'
+        )
+    return columns.cast(pl.Float64).rename(lambda name: f"{recipe.block}_{name}")
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"stackllm_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise MissingInputError(f"{path}: not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "build", None)):
+        raise UsageError(
+            f"{path}: a recipe defines build(frame) -> frame. Name files that are none with a leading _."
+        )
+    return module

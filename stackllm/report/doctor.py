@@ -1,0 +1,56 @@
+"""What a machine has and what stackllm would use of it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from stackllm import __version__
+from stackllm.errors import StackllmError
+from stackllm.llm.backbone import cache_folder, choose_dtype, find_backbone
+from stackllm.recipes.loader import find_recipes
+
+_PACKAGES = ("torch", "transformers", "lightgbm", "polars", "scikit-learn", "scipy", "numpy", "joblib")
+
+
+def examine(backbone: str) -> dict[str, str]:
+    """Versions, cores, GPU, precision and its reason, backbone, recipes, free disk.
+
+    Parameters
+    ----------
+    backbone
+        Name of the frozen LLM to look for.
+    """
+    import torch
+    from joblib import cpu_count
+
+    dtype, reason = choose_dtype("auto")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "stackllm": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "cores": str(cpu_count()),
+        "gpu": gpu,
+        "precision": f"{dtype} ({reason})",
+        f"backbone {backbone}": _found(lambda: find_backbone(backbone)),
+        "recipes": _found(lambda: ", ".join(recipe.block for recipe in find_recipes())),
+        "cache": str(cache_folder()),
+        "free disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB",
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _found(look: object) -> str:
+    try:
+        return str(look())  # type: ignore[operator]
+    except StackllmError as error:
+        return f"NOT FOUND: {error}"

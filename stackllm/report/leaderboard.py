@@ -1,0 +1,127 @@
+"""The leaderboard: every member, the stack and the blend of every round, raw and after stage three."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from stackllm.data.metrics import accuracy, auc, bootstrap_error, log_loss, row_losses
+from stackllm.members.crossfit import CrossFit, Design
+from stackllm.stack.posteriors import Calibrated
+from stackllm.report.text import aligned
+from stackllm.stack.round import Round
+
+
+def leaderboard(
+    rounds: Sequence[Round],
+    design: Design,
+    timings: dict[str, float],
+    truth: np.ndarray | None = None,
+) -> pl.DataFrame:
+    """Scores of every model of every round.
+
+    Parameters
+    ----------
+    rounds
+        Played rounds.
+    design
+        Folds, groups and labels.
+    timings
+        Seconds of each unit.
+    truth
+        Class index of each test row, where it is known.
+
+    Returns
+    -------
+    polars.DataFrame
+        ``round, model, raw, raw_se, posterior, posterior_se, accuracy, auc, seconds`` out of fold
+        (log loss in nats with group-bootstrap standard errors; accuracy of the posterior; area
+        under the curve of the raw probabilities, one against the rest; seconds of fitting and
+        predicting) and, with ``truth``, ``test_raw, test_posterior, test_se``.
+    """
+    return pl.concat(
+        member_scores(played.number, played.models, played.posteriors, design, timings, truth)
+        for played in rounds
+    )
+
+
+def member_scores(
+    number: int,
+    models: dict[str, CrossFit],
+    posteriors: dict[str, Calibrated],
+    design: Design,
+    timings: dict[str, float],
+    truth: np.ndarray | None = None,
+) -> pl.DataFrame:
+    """The leaderboard's rows of one round's models; see :func:`leaderboard`."""
+    return pl.DataFrame(
+        [
+            {
+                "round": number,
+                "model": name,
+                **_oof_scores(model, posteriors[name], design),
+                "seconds": _seconds(timings, name, number),
+                **({} if truth is None else _test_scores(model, posteriors[name], design, truth)),
+            }
+            for name, model in models.items()
+        ]
+    )
+
+
+def render(board: pl.DataFrame) -> str:
+    """The leaderboard as aligned text."""
+    shown = {
+        "raw": "raw log loss",
+        "posterior": "posterior",
+        "test_raw": "test raw",
+        "test_posterior": "test posterior",
+    }
+    errors = {"raw": "raw_se", "posterior": "posterior_se", "test_posterior": "test_se"}
+    names = [name for name in board.columns if name not in errors.values()]
+    lines = [[shown.get(name, name) for name in names]]
+    for row in board.iter_rows(named=True):
+        lines.append([_cell(row, name, errors.get(name)) for name in names])
+    return aligned(lines, left=(1,))
+
+
+def _cell(row: dict[str, object], name: str, error: str | None) -> str:
+    value = row[name]
+    if not isinstance(value, float):
+        return str(value)
+    if name == "seconds":
+        return f"{value:.0f}"
+    return f"{value:.4f}" + (f" ± {row[error]:.4f}" if error else "")
+
+
+def _oof_scores(model: CrossFit, calibrated: Calibrated, design: Design) -> dict[str, float]:
+    raw, final = model.oof, calibrated.oof
+    groups = design.train_groups
+    return {
+        "raw": log_loss(raw, design.labels),
+        "raw_se": bootstrap_error(row_losses(raw, design.labels), groups),
+        "posterior": log_loss(final, design.labels),
+        "posterior_se": bootstrap_error(row_losses(final, design.labels), groups),
+        "accuracy": accuracy(final, design.labels),
+        "auc": auc(raw, design.labels),
+    }
+
+
+def _test_scores(
+    model: CrossFit, calibrated: Calibrated, design: Design, truth: np.ndarray
+) -> dict[str, float]:
+    final = calibrated.predictions.test_mean()
+    return {
+        "test_raw": log_loss(model.test_mean(), truth),
+        "test_posterior": log_loss(final, truth),
+        "test_se": bootstrap_error(row_losses(final, truth), design.test_groups),
+    }
+
+
+def _seconds(timings: dict[str, float], name: str, number: int) -> float:
+    folders = (
+        f"members/{name}/round{number}_",
+        f"stack/models/round{number}_" if name == "stack" else " ",
+    )
+    return float(sum(seconds for path, seconds in timings.items() if path.startswith(folders)))

@@ -1,0 +1,160 @@
+"""What a run hands out: predictions, submission, leaderboard, pseudo-labels, run.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stackllm import __version__
+from stackllm.data.files import read_table
+from stackllm.data.predictions import Predictions, label_columns, write_predictions
+from stackllm.data.table import Table
+from stackllm.errors import DataError
+from stackllm.predict import store_model
+from stackllm.pseudo import audit
+from stackllm.stack.round import Round
+from stackllm.store.atomic import write_file, write_text
+from stackllm.store.digest import file_digest
+from stackllm.study import Study
+
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "polars",
+    "scikit-learn",
+    "lightgbm",
+    "torch",
+    "transformers",
+    "joblib",
+    "click",
+)
+
+
+def best_round(rounds: Sequence[Round]) -> Round:
+    """The round whose final posteriors have the least out-of-fold log loss; the first of equals."""
+    return min(rounds, key=lambda played: played.loss)
+
+
+def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) -> Path:
+    """Publish everything that a run hands out, below the run's folder.
+
+    ``oof.parquet`` and ``test.parquet`` hold the final posteriors of the best round,
+    ``predictions/`` the row probabilities of every model and round, ``pseudo_labels.parquet`` the
+    audit table, ``submission_raw.csv`` round 0 before stage three, ``leaderboard.csv`` the scores, ``run.json`` how it was made.
+
+    Returns
+    -------
+    Path
+        ``submission.csv`` of the best round.
+    """
+    root, table = study.engine.root, study.table
+    best = best_round(rounds)
+    for played in rounds:
+        for name, model in played.models.items():
+            folder = root / "predictions" / f"round{played.number}"
+            _write(folder / f"{name}_oof.parquet", table.train, table, model.oof)
+            _write(folder / f"{name}_test.parquet", table.test, table, model.test_mean())
+        write_submission(
+            root / f"submission_round{played.number}.csv", study, played.final.test_mean()
+        )
+    _write(root / "oof.parquet", table.train, table, best.final.oof)
+    _write(root / "test.parquet", table.test, table, best.final.test_mean())
+    if len(rounds) > 1:
+        labels = pl.concat(
+            audit(
+                played.final, study.design, played.number + 1, table.test["row_id"], table.classes
+            )
+            for played in rounds[:-1]
+        )
+        write_file(root / "pseudo_labels.parquet", labels.write_parquet)
+    write_file(root / "leaderboard.csv", board.write_csv)
+    write_text(root / "run.json", json.dumps(_record(study, rounds), indent=1, sort_keys=True))
+    store_model(study, best)
+    raw = rounds[0].models["blend"].test_mean()
+    write_submission(root / "submission_raw.csv", study, raw)
+    submission = root / "submission.csv"
+    write_submission(submission, study, best.final.test_mean())
+    return submission
+
+
+def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> None:
+    """Publish test probabilities as CSV, in the columns of the sample submission if there is one.
+
+    Raises
+    ------
+    DataError
+        If the sample's columns do not match the classes or its ids are not the test rows.
+    """
+    table, sample = study.table, study.settings.data.sample
+    columns = [f"target_{name}" for name in table.classes]
+    frame = pl.DataFrame(
+        {table.id_name: table.test["row_id"], **dict(zip(columns, probabilities.T, strict=True))}
+    )
+    if sample is not None:
+        frame = _like_sample(Path(sample), frame, table)
+    write_file(path, frame.write_csv)
+
+
+def _like_sample(path: Path, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+    sample = read_table(path)
+    id_name = table.id_name if table.id_name in sample.columns else sample.columns[0]
+    own = label_columns([name for name in sample.columns if name != id_name], table.classes)
+    if own is None:
+        raise DataError(
+            f"{path}: its columns do not match the {len(table.classes)} classes. Expected, for example, {frame.columns}."
+        )
+    named = frame.rename(dict(zip(frame.columns, [id_name, *own], strict=True)))
+    ids = sample.select(pl.col(id_name).cast(pl.String))
+    joined = ids.join(named, on=id_name, how="left", maintain_order="left")
+    if ids.height != frame.height or joined[own[0]].null_count():
+        raise DataError(f'{path}: the ids in "{id_name}" are not those of the test rows.')
+    return joined.select([name for name in sample.columns if name in joined.columns])
+
+
+def _write(path: Path, rows: pl.DataFrame, table: Table, probabilities: np.ndarray) -> None:
+    write_predictions(path, Predictions(tuple(rows["row_id"]), table.classes, probabilities))
+
+
+def _record(study: Study, rounds: Sequence[Round]) -> dict[str, Any]:
+    """How a run was made, without anything that differs between two runs of the same."""
+    data = study.settings.data
+    return {
+        "stackllm": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_flags": _cpu_flags(),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "settings": json.loads(json.dumps(dataclasses.asdict(study.settings))),
+        "inputs": {path: file_digest(Path(path)) for path in (data.train, data.test)},
+        "classes": list(study.table.classes),
+        "n_train": study.table.train.height,
+        "n_test": study.table.test.height,
+        "notes": list(study.table.notes),
+        "oof_log_loss": {f"round {played.number}": played.loss for played in rounds},
+        "best_round": best_round(rounds).number,
+        "blend_weights": {
+            f"round {played.number}": dict(
+                zip(played.blend.names, played.blend.weights.mean(axis=0).tolist(), strict=True)
+            )
+            for played in rounds
+        },
+    }
+
+
+def _cpu_flags() -> list[str]:
+    """The vector instructions that decide a machine's arithmetic, where the system tells."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return []
+    words = set(path.read_text().split())
+    return sorted(
+        words & {"avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16"}
+    )

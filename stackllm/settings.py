@@ -1,0 +1,234 @@
+"""Everything a run can be told, from ``stackllm.toml`` and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stackllm.data.table import TableParams
+from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.llm.encode import EncoderParams
+from stackllm.members.boosting import BoostingParams
+from stackllm.members.external import ExternalParams
+from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member
+from stackllm.pseudo import PseudoParams
+
+CONFIG = "stackllm.toml"
+
+
+@dataclass(frozen=True)
+class RunParams:
+    """Settings of a run as a whole.
+
+    Parameters
+    ----------
+    folds
+        Folds of the training groups.
+    parts
+        Parts of the test groups, for pseudo-labels.
+    seed
+        Seed of folds, parts and every model.
+    """
+
+    folds: int = 5
+    parts: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("folds", "parts"):
+            if getattr(self, name) < 2:
+                raise UsageError(f"--{name} must be 2 or more, not {getattr(self, name)}.")
+
+
+DEFAULT_STACK = BoostingParams(
+    n_trees=150, learning_rate=0.05, n_leaves=7, feature_share=0.2, n_seeds=3
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings.
+
+    Parameters
+    ----------
+    data, run, encoder, stack, pseudo
+        Settings of each step. ``encoder`` None leaves the LLM out, and what needs it.
+    members
+        Members that stackllm trains.
+    external
+        Members made elsewhere.
+    recipes
+        Paths of recipe files beside those of the recipe folder.
+    """
+
+    data: TableParams = field(default_factory=TableParams)
+    run: RunParams = field(default_factory=RunParams)
+    encoder: EncoderParams | None = field(default_factory=EncoderParams)
+    stack: BoostingParams = DEFAULT_STACK
+    pseudo: PseudoParams = field(default_factory=PseudoParams)
+    members: tuple[Member, ...] = DEFAULT_MEMBERS
+    external: tuple[ExternalParams, ...] = ()
+    recipes: tuple[str, ...] = ()
+
+
+_SECTIONS = ("data", "run", "encoder", "stack", "pseudo")
+
+
+def read_settings(path: Path | None, overrides: dict[str, dict[str, Any]]) -> Settings:
+    """Settings from a file, with options from the command line on top.
+
+    Parameters
+    ----------
+    path
+        A TOML file. None takes ``./stackllm.toml`` where there is one, else the defaults.
+    overrides
+        For each section the values that the user gave as options.
+
+    Raises
+    ------
+    MissingInputError
+        If ``path`` is not there.
+    DataError
+        If it is no TOML or has an unknown section or key, or a value of the wrong type.
+    UsageError
+        If a value has no sense.
+    """
+    if path is None and not Path(CONFIG).exists():
+        content: dict[str, Any] = {}
+    else:
+        content = read_toml(path or Path(CONFIG))
+    where = str(path or CONFIG)
+    _anchor(content, (path or Path(CONFIG)).parent)
+    known = [*_SECTIONS, "member", "recipes"]
+    for name in content:
+        if name not in known:
+            raise DataError(f"{where}: there is no section [{name}]. {did_you_mean(name, known)}")
+    values: dict[str, Any] = {}
+    for section in _SECTIONS:
+        default = getattr(Settings(), section)
+        given = content.get(section, {})
+        if section == "encoder" and given.get("backbone") == "none":
+            values[section] = None
+            continue
+        given = {**given, **overrides.get(section, {})}
+        if section == "encoder" and given.get("backbone") == "none":
+            values[section] = None
+        else:
+            values[section] = build(f"{where}: [{section}]", default, given)
+    if "member" in content:
+        values["members"], values["external"] = _members(where, content["member"])
+    if values["encoder"] is None:
+        chosen = values.get("members", DEFAULT_MEMBERS)
+        values["members"] = tuple(member for member in chosen if member.kind != "frozen")
+    recipes = (*content.get("recipes", ()), *overrides.get("recipes", {}).get("files", ()))
+    return Settings(recipes=tuple(recipes), **values)
+
+
+def _anchor(content: dict[str, Any], folder: Path) -> None:
+    """Make the file names that a settings file holds relative to where that file stands."""
+    named = [(content.get("data", {}), ("train", "test", "sample"))]
+    named += [(entry, ("oof", "test")) for entry in content.get("member", [])]
+    for table, keys in named:
+        for key in keys:
+            if isinstance(table.get(key), str):
+                table[key] = str(folder / table[key])
+    if "recipes" in content:
+        content["recipes"] = [str(folder / name) for name in content["recipes"]]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file.
+
+    Raises
+    ------
+    MissingInputError, DataError
+        If it is not there or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: there is no such file. Check --config.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise DataError(f"{path}: not a TOML file ({error}).") from error
+
+
+def build(where: str, default: Any, given: dict[str, Any]) -> Any:
+    """A copy of the dataclass ``default`` with ``given`` values, names and types checked.
+
+    Raises
+    ------
+    DataError
+        With the unknown name or the value of the wrong type.
+    """
+    if not isinstance(given, dict):
+        raise DataError(f"{where} must be a table of keys and values.")
+    fields = {entry.name: entry for entry in dataclasses.fields(default)}
+    checked = {}
+    for name, value in given.items():
+        if name not in fields:
+            raise DataError(f'{where}: there is no "{name}". {did_you_mean(name, fields)}')
+        checked[name] = _typed(
+            f"{where}: {name}", value, getattr(default, name), str(fields[name].type)
+        )
+    return dataclasses.replace(default, **checked)
+
+
+def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
+    """``value`` in the type that its field declares."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if "float" in declared and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    kinds = {
+        "str": str,
+        "Literal": str,
+        "Dtype": str,
+        "bool": bool,
+        "int": int,
+        "float": float,
+        "tuple": tuple,
+    }
+    wanted = tuple(kind for name, kind in kinds.items() if declared.startswith(name))
+    if value is None and "None" in declared:
+        return value
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise DataError(f"{where} must be {declared}, such as {default!r}, not {value!r}.")
+    return value
+
+
+def _members(where: str, entries: Any) -> tuple[tuple[Member, ...], tuple[ExternalParams, ...]]:
+    if not isinstance(entries, list):
+        raise DataError(f"{where}: members are written [[member]], with double brackets.")
+    members: list[Member] = []
+    external: list[ExternalParams] = []
+    for i, entry in enumerate(entries):
+        kind = entry.get("kind")
+        label = f"{where}: [[member]] number {i + 1}"
+        if kind == "external":
+            lacking = {"name", "oof", "test"} - set(entry)
+            if lacking:
+                raise DataError(f'{label}: an external member needs "{sorted(lacking)[0]}".')
+            given = {name: value for name, value in entry.items() if name != "kind"}
+            external.append(build(label, ExternalParams("", "", ""), given))
+        elif kind in KINDS:
+            given = {name: value for name, value in entry.items() if name not in ("kind", "name")}
+            params = build(label, KINDS[kind].params(), given)
+            members.append(Member(str(entry.get("name", kind)), kind, params))
+        else:
+            raise DataError(
+                f'{label}: there is no kind "{kind}". {did_you_mean(str(kind), [*KINDS, "external"])}'
+            )
+    names = [member.name for member in members] + [member.name for member in external]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f'{where}: two members are called "{name}". Give each a name of its own.'
+            )
+        if not name.replace("_", "a").replace("-", "a").isalnum() or not name.isascii():
+            raise DataError(
+                f'{where}: member name "{name}" may hold letters, digits, _ and - only.'
+            )
+    return tuple(members), tuple(external)

@@ -1,0 +1,88 @@
+"""Stage three inside a cross-fit: no row is calibrated by a temperature fitted on its own label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stackllm.group.calibration import fit_temperature
+from stackllm.group.posterior import posterior
+from stackllm.members.crossfit import CrossFit, Design
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Group posteriors of a cross-fit.
+
+    Parameters
+    ----------
+    predictions
+        Posteriors: fold k, and the test rows as fold k's models see them, with the temperature
+        that suits the other folds.
+    temperatures
+        That temperature for each fold, ``(n_folds,)``.
+    """
+
+    predictions: CrossFit
+    temperatures: np.ndarray
+
+    @property
+    def oof(self) -> np.ndarray:
+        """Posteriors of the training rows, ``(n_train, n_classes)``."""
+        return self.predictions.oof
+
+
+def cross_posteriors(predictions: CrossFit, design: Design, quota: int) -> Calibrated:
+    """Group posteriors with temperatures nested by fold.
+
+    Parameters
+    ----------
+    predictions
+        Row probabilities.
+    design
+        Folds and groups.
+    quota
+        How often a class stands in a group.
+    """
+    oof = np.empty_like(predictions.oof)
+    temperatures = np.empty(design.n_folds)
+    for fold in range(design.n_folds):
+        rest, own = design.folds != fold, design.folds == fold
+        temperatures[fold] = fit_temperature(
+            predictions.oof[rest], design.train_groups[rest], design.labels[rest], quota
+        )
+        oof[own] = posterior(
+            predictions.oof[own], design.train_groups[own], quota, temperature=temperatures[fold]
+        )
+    test = fold_posteriors(predictions.test, design.test_groups, quota, temperatures)
+    return Calibrated(CrossFit(oof, test), temperatures)
+
+
+def fold_posteriors(
+    test: np.ndarray, groups: np.ndarray, quota: int, temperatures: np.ndarray
+) -> np.ndarray:
+    """Posteriors of the same rows as each fold's models see them.
+
+    Parameters
+    ----------
+    test
+        Row probabilities ``(n_folds, n_rows, n_classes)``.
+    groups
+        Group of each row, ``(n_rows,)``.
+    quota
+        How often a class stands in a group.
+    temperatures
+        Temperature of each fold.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_folds, n_rows, n_classes)``.
+    """
+    return np.stack(
+        [
+            posterior(matrix, groups, quota, temperature=temperature)
+            for matrix, temperature in zip(test, temperatures.tolist(), strict=True)
+        ]
+    )

@@ -1,0 +1,66 @@
+"""One round: stages one, two and three over the places of one cross-fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stackllm.data.metrics import log_loss
+from stackllm.members.crossfit import CrossFit, Design, Fit
+from stackllm.stack.blend import Blend, cross_blend
+from stackllm.stack.posteriors import Calibrated, cross_posteriors
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round predicts.
+
+    Parameters
+    ----------
+    number
+        0 before any pseudo-label.
+    fits
+        The places of its cross-fit.
+    models
+        Row probabilities of every member, ``stack`` and ``blend``.
+    posteriors
+        Group posteriors of the same, temperatures nested by fold.
+    blend
+        The blend's weights.
+    loss
+        Out-of-fold log loss of the final posteriors.
+    """
+
+    number: int
+    fits: Sequence[Fit]
+    models: dict[str, CrossFit]
+    posteriors: dict[str, Calibrated]
+    blend: Blend
+    loss: float
+
+    @property
+    def final(self) -> CrossFit:
+        """The posteriors that are submitted: those of the blend of all models."""
+        return self.posteriors["blend"].predictions
+
+
+def finish_round(
+    number: int,
+    fits: Sequence[Fit],
+    members: dict[str, CrossFit],
+    posteriors: dict[str, Calibrated],
+    stack: CrossFit,
+    design: Design,
+    quota: int,
+) -> Round:
+    """Blend members and stack, and take everything through stage three."""
+    models = {**members, "stack": stack}
+    blend = cross_blend(models, design, quota)
+    models["blend"] = blend.predictions
+    finished = {
+        **posteriors,
+        "stack": cross_posteriors(stack, design, quota),
+        "blend": cross_posteriors(blend.predictions, design, quota),
+    }
+    loss = log_loss(finished["blend"].oof, design.labels)
+    return Round(number, fits, models, finished, blend, loss)

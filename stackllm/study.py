@@ -1,0 +1,94 @@
+"""A study: one table, its folds and parts, and the label-free matrices of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from stackllm.data.folds import assign_folds, check_folds
+from stackllm.data.table import Table, read_training
+from stackllm.engine.local import Engine, Task
+from stackllm.members.build import build_inputs
+from stackllm.members.crossfit import Design
+from stackllm.settings import Settings
+from stackllm.store.digest import digest
+from stackllm.store.units import make_unit
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every stage works on.
+
+    Parameters
+    ----------
+    settings
+        What the user asked for.
+    table
+        The checked table.
+    design
+        Folds, parts, groups, labels.
+    inputs
+        Folder of the label-free matrices, training rows first.
+    inputs_key
+        Their key.
+    engine
+        Runs units below the run's folder.
+    """
+
+    settings: Settings
+    table: Table
+    design: Design
+    inputs: Path
+    inputs_key: str
+    engine: Engine
+
+
+def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
+    """Read and check the table, deal folds and parts once, and build the matrices.
+
+    Raises
+    ------
+    MissingInputError, DataError, UsageError, StorageError
+        With a sentence for the user.
+    """
+    table = read_training(settings.data)
+    for note in table.notes:
+        engine.reporter.say(note)
+    rows = table.rows()
+    design = _design(table, settings, engine)
+    inputs, key = build_inputs("table", rows, settings.encoder, settings.recipes, cache, engine)
+    return Study(settings, table, design, inputs, key, engine)
+
+
+def _design(table: Table, settings: Settings, engine: Engine) -> Design:
+    """Folds and parts as they were dealt the first time, read from where they are stored."""
+    run = settings.run
+    unit = make_unit("folds", VERSION, digest(table.train, table.test, table.classes), run)
+
+    def fill(folder: Path) -> None:
+        train, test = table.train["group_id"].to_numpy(), table.test["group_id"].to_numpy()
+        folds = assign_folds(train, run.folds, run.seed)
+        check_folds(folds, train, table.train["label"].to_numpy(), len(table.classes))
+        parts = assign_folds(test, run.parts, run.seed)
+        _key_table(table.train, "fold", folds).write_parquet(folder / "folds.parquet")
+        _key_table(table.test, "part", parts).write_parquet(folder / "parts.parquet")
+
+    folder = engine.ensure("folds", [Task(unit, fill)])[0]
+    groups = pl.concat([table.train["group_id"], table.test["group_id"]])
+    codes = np.unique(groups.to_numpy(), return_inverse=True)[1]
+    return Design(
+        table.train["label"].to_numpy().astype(np.int64),
+        pl.read_parquet(folder / "folds.parquet")["fold"].to_numpy(),
+        pl.read_parquet(folder / "parts.parquet")["part"].to_numpy(),
+        codes,
+        len(table.classes),
+    )
+
+
+def _key_table(rows: pl.DataFrame, name: str, values: np.ndarray) -> pl.DataFrame:
+    return rows.select("row_id", "group_id").with_columns(pl.Series(name, values))

@@ -1,0 +1,31 @@
+"""Small decoders of several families with random weights, and a tokenizer of single bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Build a randomly initialised causal LM of a family."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def build(family: str, layers: int = 4):
+        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
+        heads = {"num_attention_heads": 4}
+        if family not in ("gpt_neox",):
+            heads |= {"num_key_value_heads": 2, "head_dim": 8}
+        extra = {"sliding_window": 6} if family in ("mistral", "gemma2") else {}
+        config = AutoConfig.for_model(
+            family, vocab_size=300, max_position_embeddings=256, **size, **heads, **extra
+        )
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():  # spread the scores out, so that ranks and entropies differ
+            model.get_output_embeddings().weight.mul_(20)
+        return model.eval().requires_grad_(False)
+
+    return build

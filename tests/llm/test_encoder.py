@@ -1,0 +1,67 @@
+"""The encoder against the plain model: one full forward pass a row, no cache, no padding."""
+
+import numpy as np
+import pytest
+import torch
+
+from stackllm.llm.encoder import LIKELIHOOD, Prompt, read_group_batch
+
+FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
+LAYERS = (1, 2, 4)
+PROMPTS = [
+    Prompt([5, 6, 7, 8, 9], [[10, 11, 12], [20] * 9, [31]]),
+    Prompt([40, 41], [[50, 51, 52, 53, 54, 55], [60, 61]]),
+    Prompt([70], [[71, 72]]),
+]
+
+
+def plain(model, prefix, response):
+    """What the encoder should say, computed the long way."""
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([prefix + response]), output_hidden_states=True)
+    start = len(prefix)
+    pooled = [
+        [output.hidden_states[layer][0, start:].mean(0).numpy(), output.hidden_states[layer][0, -1].numpy()]
+        for layer in LAYERS
+    ]
+    scores = output.logits[0, start - 1 : -1].float().log_softmax(-1)
+    target = torch.tensor(response)
+    chosen = scores.gather(1, target[:, None])
+    rank = (scores > chosen).sum(1).numpy()
+    chosen = chosen[:, 0].numpy()
+    entropy = -(scores.exp() * scores).sum(1).mean().item()
+    shares = [(rank < top).mean() for top in (1, 10, 100)]
+    return np.array(pooled), [chosen.mean(), chosen.std(), chosen.min(), entropy, *shares]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_in_a_batch_equals_the_plain_model_on_it_alone(make_model, family):
+    model = make_model(family)
+    pooled, likelihood = read_group_batch(model, PROMPTS, LAYERS)
+    assert pooled.shape == (6, 3, 2, 32)
+    assert likelihood.shape == (6, len(LIKELIHOOD))
+    rows = [(prompt.prefix, response) for prompt in PROMPTS for response in prompt.responses]
+    for i, (prefix, response) in enumerate(rows):
+        expected, measured = plain(model, prefix, response)
+        np.testing.assert_allclose(pooled[i], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(likelihood[i], measured, rtol=1e-3, atol=1e-4)
+
+
+def test_an_empty_response_has_no_likelihood_and_pools_the_question(make_model):
+    model = make_model("llama")
+    pooled, likelihood = read_group_batch(model, [Prompt([5, 6, 7], [[], [8, 9]])], LAYERS)
+    assert np.isnan(likelihood[0]).all()
+    assert np.isfinite(likelihood[1]).all()
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([[5, 6, 7]]), output_hidden_states=True)
+    last = output.hidden_states[2][0, -1].numpy()
+    np.testing.assert_allclose(pooled[0, 1], [last, last], rtol=1e-3, atol=1e-5)
+
+
+def test_rows_do_not_see_each_other(make_model):
+    model = make_model("llama")
+    both, _ = read_group_batch(model, PROMPTS, LAYERS)
+    changed = [PROMPTS[0], Prompt([40, 41], [[50, 51, 52, 53, 54, 55], [99, 98, 97]]), PROMPTS[2]]
+    other, _ = read_group_batch(model, changed, LAYERS)
+    np.testing.assert_allclose(both[[0, 1, 2, 3, 5]], other[[0, 1, 2, 3, 5]], rtol=1e-4, atol=1e-5)
+    assert np.abs(both[4] - other[4]).max() > 1e-2
