@@ -128,7 +128,8 @@ def predict_new(
     blended = np.stack(
         [
             log_average(
-                np.stack([models[name][fold] for name in model["blend"]["names"]]), np.array(weights)
+                np.stack([models[name][fold] for name in model["blend"]["names"]]),
+                np.array(weights),
             )
             for fold, weights in enumerate(model["blend"]["weights"])
         ]
@@ -137,7 +138,9 @@ def predict_new(
         blended, inputs.groups, quota, np.array(model["temperatures"]["blend"])
     ).mean(axis=0)
     columns = [f"target_{name}" for name in model["classes"]]
-    return pl.DataFrame({model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}), final
+    return pl.DataFrame(
+        {model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}
+    ), final
 
 
 def _open_model(root: Path) -> tuple[dict[str, Any], Path]:
@@ -178,7 +181,8 @@ def _stack(
         model,
         "stack/models",
         lambda folder, fold: predict_boosting(
-            stack_features(fold, members, posteriors, inputs.blocks, inputs.names, inputs.groups), folder
+            stack_features(fold, members, posteriors, inputs.blocks, inputs.names, inputs.groups),
+            folder,
         ),
     )
 
@@ -193,4 +197,6 @@ def _by_fold(root: Path, model: dict[str, Any], stage: str, predict: Any) -> np.
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py
 
 VOICES = ("terse", "bullets", "shouting")
 
@@ -41,7 +44,9 @@ def _answer(voice: int, noun: str, draw: np.random.Generator) -> str:
     return ". ".join(facts[:2]) + "."
 
 
-def write_table(folder: Path, n_train: int, n_test: int, signal: bool = True, seed: int = 0) -> Path:
+def write_table(
+    folder: Path, n_train: int, n_test: int, signal: bool = True, seed: int = 0
+) -> Path:
     """``train.csv``, ``test.csv`` and ``solution.csv`` in Kaggle's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     train = make_table(n_train, seed, signal)

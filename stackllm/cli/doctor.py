@@ -21,4 +21,8 @@ def doctor(backbone: str, as_json: bool) -> None:
     from stackllm.report.doctor import examine
 
     found = examine(backbone)
-    click.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    click.echo(
+        json.dumps(found)
+        if as_json
+        else "\n".join(f"{name}: {value}" for name, value in found.items())
+    )

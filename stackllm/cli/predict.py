@@ -13,7 +13,9 @@ from stackllm.cli.options import data_options, run_options, session
 
 @click.command()
 @click.argument("new", type=Path, metavar="NEW.csv")
-@click.option("-o", "--output", type=Path, metavar="FILE", help="Where to write.  [NEW.predictions.csv]")
+@click.option(
+    "-o", "--output", type=Path, metavar="FILE", help="Where to write.  [NEW.predictions.csv]"
+)
 @data_options
 @run_options
 def predict(new: Path, output: Path | None, **options: Any) -> None:
@@ -36,5 +38,7 @@ def predict(new: Path, output: Path | None, **options: Any) -> None:
         target = output or new.with_suffix(".predictions.csv")
         write_file(target, frame.write_csv)
         click.echo(
-            json.dumps({"output": str(target), "rows": frame.height}) if opened.json else f"{frame.height} rows: {target}"
+            json.dumps({"output": str(target), "rows": frame.height})
+            if opened.json
+            else f"{frame.height} rows: {target}"
         )

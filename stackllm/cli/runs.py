@@ -9,7 +9,9 @@ import click
 
 
 @click.command()
-@click.option("--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs.")
+@click.option(
+    "--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def runs(artifacts: Path, as_json: bool) -> None:
     """List all runs: rows, folds, seed, members, and the out-of-fold score of each round.

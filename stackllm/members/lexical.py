@@ -49,7 +49,9 @@ class LexicalParams:
     def __post_init__(self) -> None:
         for view in self.views:
             if view not in VIEWS:
-                raise UsageError(f'there is no view "{view}" of a text. {did_you_mean(view, VIEWS)}')
+                raise UsageError(
+                    f'there is no view "{view}" of a text. {did_you_mean(view, VIEWS)}'
+                )
         if not self.views:
             raise UsageError("a lexical member needs at least one view of the text.")
 

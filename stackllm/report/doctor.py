@@ -12,7 +12,16 @@ from stackllm.errors import StackllmError
 from stackllm.llm.backbone import cache_folder, choose_dtype, find_backbone
 from stackllm.recipes.loader import find_recipes
 
-_PACKAGES = ("torch", "transformers", "lightgbm", "polars", "scikit-learn", "scipy", "numpy", "joblib")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "lightgbm",
+    "polars",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "joblib",
+)
 
 
 def examine(backbone: str) -> dict[str, str]:

@@ -9,8 +9,8 @@ import polars as pl
 
 from stackllm.data.metrics import accuracy, auc, bootstrap_error, log_loss, row_losses
 from stackllm.members.crossfit import CrossFit, Design
-from stackllm.stack.posteriors import Calibrated
 from stackllm.report.text import aligned
+from stackllm.stack.posteriors import Calibrated
 from stackllm.stack.round import Round
 
 

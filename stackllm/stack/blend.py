@@ -11,7 +11,6 @@ from stackllm.data.predictions import log_average, log_probabilities, softmax
 from stackllm.group.posterior import posterior
 from stackllm.members.crossfit import CrossFit, Design
 
-
 STEP = 0.1
 """What one step of the climb adds to a weight."""
 

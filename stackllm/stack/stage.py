@@ -48,9 +48,7 @@ def cross_fit_stack(
     """
     number = fits[0].round
     matrices = {
-        fold: stack_features(
-            fold, members, posteriors, inputs.blocks, inputs.names, design.groups
-        )
+        fold: stack_features(fold, members, posteriors, inputs.blocks, inputs.names, design.groups)
         for fold in range(design.n_folds)
     }
     keys = {fold: digest(matrix) for fold, matrix in matrices.items()}

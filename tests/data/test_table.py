@@ -40,15 +40,15 @@ def test_parquet_and_csv_give_the_same_table(contest, tmp_path):
     params = contest()
     for name in ("train", "test"):
         read_table(tmp_path / f"{name}.csv").write_parquet(tmp_path / f"{name}.parquet")
-    other = TableParams(
-        train=str(tmp_path / "train.parquet"), test=str(tmp_path / "test.parquet")
-    )
+    other = TableParams(train=str(tmp_path / "train.parquet"), test=str(tmp_path / "test.parquet"))
     assert read_training(other).train.equals(read_training(params).train)
     assert read_training(other).test.equals(read_training(params).test)
 
 
 def test_bom_crlf_and_newlines_in_fields_are_read(contest):
-    train = b'\xef\xbb\xbfQuestion,Response,target\r\n"q,1","a\r\n\r\nb",0\r\n"q,1","say ""x""",1\r\n'
+    train = (
+        b'\xef\xbb\xbfQuestion,Response,target\r\n"q,1","a\r\n\r\nb",0\r\n"q,1","say ""x""",1\r\n'
+    )
     table = read_training(contest(train, TEST))
     assert table.train["response"].to_list() == ["a\r\n\r\nb", 'say "x"']
     assert table.train["question"].to_list() == ["q,1", "q,1"]
@@ -57,7 +57,9 @@ def test_bom_crlf_and_newlines_in_fields_are_read(contest):
 def test_other_column_names_and_string_labels(contest):
     train = "prompt,answer,author\np,a,zoe\np,b,adam\n"
     test = "key,prompt,answer\nk1,r,a\nk2,r,b\n"
-    table = read_training(contest(train, test, group="prompt", text="answer", target="author", id="key"))
+    table = read_training(
+        contest(train, test, group="prompt", text="answer", target="author", id="key")
+    )
     assert table.classes == ("adam", "zoe")
     assert table.id_name == "key"
 

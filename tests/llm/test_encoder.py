@@ -21,7 +21,10 @@ def plain(model, prefix, response):
         output = model(input_ids=torch.tensor([prefix + response]), output_hidden_states=True)
     start = len(prefix)
     pooled = [
-        [output.hidden_states[layer][0, start:].mean(0).numpy(), output.hidden_states[layer][0, -1].numpy()]
+        [
+            output.hidden_states[layer][0, start:].mean(0).numpy(),
+            output.hidden_states[layer][0, -1].numpy(),
+        ]
         for layer in LAYERS
     ]
     scores = output.logits[0, start - 1 : -1].float().log_softmax(-1)

@@ -46,7 +46,9 @@ class Taint:
             made = {}
             for fit in fits:
                 own = set(fit.targets.rows[fit.targets.rows < design.n_train])
-                borrowed = set(fit.targets.rows[fit.targets.rows >= design.n_train] - design.n_train)
+                borrowed = set(
+                    fit.targets.rows[fit.targets.rows >= design.n_train] - design.n_train
+                )
                 labels = own.union(*(source[fit.fold, row] for row in borrowed))
                 yield fit, own, borrowed, labels
                 for row in fit.predict[fit.predict >= design.n_train] - design.n_train:

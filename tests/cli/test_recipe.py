@@ -1,0 +1,245 @@
+"""The four steps through the command line, on small contests."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import write_table
+from helpers import digests, stackllm
+
+pytestmark = pytest.mark.slow
+
+PLAIN = ("--backbone", "none", "--folds", "3", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """A contest on which ``stackllm run`` has been typed, and what it printed."""
+    folder = write_table(tmp_path_factory.mktemp("played"), 24, 10)
+    done = stackllm("run", *PLAIN, "--json", "--truth", "solution.csv", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_a_planted_signal_is_found_and_stage_three_helps(played):
+    _, result = played
+    board = pl.DataFrame(result["leaderboard"])
+    assert board["round"].unique().sort().to_list() == [0, 1, 2]
+    blend = board.filter((pl.col("model") == "blend") & (pl.col("round") == 0)).row(0, named=True)
+    assert blend["posterior"] < blend["raw"] < np.log(3) - 2 * blend["raw_se"]
+    assert blend["accuracy"] > 0.6
+    assert blend["test_posterior"] < np.log(3)
+    losses = board.filter(pl.col("model") == "blend").sort("round")["posterior"].to_list()
+    assert result["best_round"] == int(np.argmin(losses))
+    assert result["oof_log_loss"] == pytest.approx(min(losses))
+
+
+def test_what_a_run_hands_out(played):
+    folder, result = played
+    run = folder / "artifacts" / "run"
+    submission = pl.read_csv(run / "submission.csv")
+    test = pl.read_csv(folder / "test.csv")
+    assert submission.columns == ["id", "target_0", "target_1", "target_2"]
+    assert submission["id"].to_list() == test["id"].to_list()
+    assert np.allclose(submission.drop("id").to_numpy().sum(axis=1), 1, atol=1e-9)
+    oof = pl.read_parquet(run / "oof.parquet")
+    assert oof.height == 72
+    truth = pl.read_csv(folder / "train.csv")["target"].to_numpy()
+    given = oof.drop("row_id").to_numpy()[np.arange(72), truth]
+    assert -np.log(given).mean() == pytest.approx(result["oof_log_loss"])
+    record = json.loads((run / "run.json").read_text())
+    assert record["n_train"] == 72
+    assert set(record["inputs"]) == {"train.csv", "test.csv"}
+    assert record["best_round"] == result["best_round"]
+
+
+def test_the_audit_table_holds_every_pseudo_label(played):
+    folder, _ = played
+    labels = pl.read_parquet(folder / "artifacts" / "run" / "pseudo_labels.parquet")
+    assert labels.columns == ["row_id", "round", "fold", "part", "label", "confidence"]
+    assert labels.height == 2 * 3 * 30
+    assert set(labels["round"]) == {1, 2}
+    assert labels.group_by("row_id").agg(pl.col("part").n_unique())["part"].max() == 1
+    assert labels["confidence"].is_between(1 / 3, 1).all()
+
+
+def test_the_same_command_again_changes_nothing_and_runs_nothing(played):
+    folder, _ = played
+    before = digests(folder / "artifacts")
+    timings = (folder / "artifacts" / "run" / "timings.jsonl").read_text()
+    assert stackllm("run", *PLAIN, cwd=folder).returncode == 0
+    assert digests(folder / "artifacts") == before
+    assert (folder / "artifacts" / "run" / "timings.jsonl").read_text() == timings
+
+
+def test_damage_is_found_and_mended_to_the_same_bytes(played):
+    folder, _ = played
+    run = folder / "artifacts" / "run"
+    before = digests(run)
+    victims = ["members/lexical/round0_fold1/weights.npy", "stack/models/round0_fold2/model_0.txt"]
+    for name in victims:
+        content = bytearray((run / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (run / name).write_bytes(content)
+    again = stackllm("run", *PLAIN, cwd=folder)
+    assert again.returncode == 0
+    assert again.stderr.count("was damaged; moved to") == 2
+    after = {name: value for name, value in digests(run).items() if "quarantine" not in name}
+    assert after == before
+
+
+def test_same_seed_same_bytes_with_one_worker_or_two(played, tmp_path):
+    folder, _ = played
+    other = write_table(tmp_path, 24, 10)
+    done = stackllm("run", *PLAIN, "--jobs", "1", cwd=other, PYTHONHASHSEED="7")
+    assert done.returncode == 0, done.stderr
+    first = digests(folder / "artifacts" / "run")
+    second = digests(other / "artifacts" / "run")
+    assert {k: v for k, v in first.items() if "quarantine" not in k} == second
+
+
+def test_killed_and_resumed_gives_the_same_bytes(played, tmp_path):
+    folder, _ = played
+    other = write_table(tmp_path, 24, 10)
+    command = [sys.executable, "-m", "stackllm", "run", *PLAIN]
+    run = other / "artifacts" / "run"
+    kills = 0
+    for stage in ("members/lexical", "stack/models"):
+        process = subprocess.Popen(command, cwd=other, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not list(run.glob(f"{stage}/*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, "it ended before the kill"
+        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        process.wait()
+        kills += 1
+        assert not (run / "submission.csv").exists()
+    assert kills == 2
+    done = stackllm("run", *PLAIN, cwd=other)
+    assert done.returncode == 0, done.stderr
+    first = {
+        k: v for k, v in digests(folder / "artifacts" / "run").items() if "quarantine" not in k
+    }
+    second = {k: v for k, v in digests(run).items() if ".tmp" not in k}
+    assert second == first
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_with_their_code(tmp_path, number, status):
+    folder = write_table(tmp_path, 24, 10)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stackllm", "run", *PLAIN],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "artifacts/run/inputs").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "the same command again goes on from here" in said
+    assert "Traceback" not in said
+
+
+def test_labels_shuffled_within_groups_score_chance(tmp_path):
+    folder = write_table(tmp_path, 60, 24, signal=False, seed=3)
+    done = stackllm("run", *PLAIN, "--json", "--truth", "solution.csv", cwd=folder)
+    board = pl.DataFrame(json.loads(done.stdout)["leaderboard"])
+    chance = np.log(3)
+    for row in board.iter_rows(named=True):
+        where = f"{row['model']} of round {row['round']}"
+        assert row["posterior"] > chance - 2 * max(row["posterior_se"], 1e-3), where
+        assert row["raw"] > chance - 2 * row["raw_se"], where
+        assert abs(row["accuracy"] - 1 / 3) < 0.12, (
+            where
+        )  # two standard errors of 180 rows are 0.07
+        assert row["test_posterior"] > chance - 2 * max(row["test_se"], 1e-3), where
+
+
+def test_zero_rounds_is_the_plain_stack(played, tmp_path):
+    folder, _ = played
+    other = write_table(tmp_path, 24, 10)
+    plain = stackllm("stack", *PLAIN, "--json", cwd=other)
+    zero = stackllm("pseudo", "--rounds", "0", *PLAIN, "--json", cwd=other)
+    assert json.loads(plain.stdout)["oof_log_loss"] == json.loads(zero.stdout)["oof_log_loss"]
+    run = folder / "artifacts" / "run"
+    assert (run / "submission_round0.csv").read_bytes() == (
+        other / "artifacts" / "run" / "submission.csv"
+    ).read_bytes()
+
+
+def test_predict_on_the_test_rows_is_close_to_the_submission(played):
+    """Each test row was left out by no fold's model in round 0, so both must agree exactly there."""
+    folder, _ = played
+    done = stackllm("stack", *PLAIN, "--name", "zero", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    done = stackllm("predict", "test.csv", *PLAIN, "--name", "zero", "-o", "new.csv", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    new = pl.read_csv(folder / "new.csv")
+    submission = pl.read_csv(folder / "artifacts" / "zero" / "submission.csv")
+    assert new.columns == submission.columns
+    assert np.allclose(new.drop("id").to_numpy(), submission.drop("id").to_numpy(), atol=1e-6)
+
+
+def test_predict_needs_no_training_table(played, tmp_path):
+    folder, _ = played
+    pl.read_csv(folder / "test.csv").head(7).write_csv(tmp_path / "new.csv")
+    artifacts = str(folder / "artifacts")
+    done = stackllm("predict", "new.csv", "--artifacts", artifacts, "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    frame = pl.read_csv(tmp_path / "new.predictions.csv")
+    assert frame.height == 7
+    assert np.allclose(frame.drop("id").to_numpy().sum(axis=1), 1)
+
+
+def test_dry_run_lists_reasons_and_writes_nothing(tmp_path):
+    folder = write_table(tmp_path, 12, 6)
+    done = stackllm("stack", "--backbone", "none", "--folds", "3", "--dry-run", cwd=folder)
+    assert done.returncode == 0
+    assert "folds: new" in done.stderr
+    assert not list((folder / "artifacts" / "run").glob("*/*"))
+
+
+def test_other_members_and_columns_through_a_settings_file(tmp_path):
+    folder = write_table(tmp_path, 18, 8)
+    pl.read_csv(folder / "train.csv").rename({"target": "who"}).write_csv(folder / "training.csv")
+    draw = np.random.default_rng(0)
+    names = ["who_0", "who_1", "who_2"]
+    for name, n in (("theirs_oof", 54), ("theirs_test", 24)):
+        values = draw.dirichlet(np.ones(3), n)
+        frame = pl.DataFrame(values, schema=names).with_row_index("id")
+        frame.write_csv(folder / f"{name}.csv")
+    (folder / "stackllm.toml").write_text(
+        """
+        [data]
+        train = "training.csv"
+        target = "who"
+        [run]
+        folds = 3
+        [encoder]
+        backbone = "none"
+        [stack]
+        n_trees = 10
+        [[member]]
+        kind = "lexical"
+        views = ["characters"]
+        c = 3
+        [[member]]
+        kind = "external"
+        name = "theirs"
+        oof = "theirs_oof.csv"
+        test = "theirs_test.csv"
+        """
+    )
+    done = stackllm("stack", "--json", "--quiet", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    models = {row["model"]: row for row in json.loads(done.stdout)["leaderboard"]}
+    assert list(models) == ["lexical", "theirs", "stack", "blend"]
+    assert models["lexical"]["raw"] < np.log(3) < models["theirs"]["raw"]
