@@ -101,11 +101,12 @@ def read_settings(path: Path | None, overrides: dict[str, dict[str, Any]]) -> Se
     else:
         content = read_toml(path or Path(CONFIG))
     where = str(path or CONFIG)
-    _anchor(content, (path or Path(CONFIG)).parent)
     known = [*_SECTIONS, "member", "recipes"]
     for name in content:
         if name not in known:
             raise DataError(f"{where}: there is no section [{name}]. {did_you_mean(name, known)}")
+    _check_tables(where, content)
+    _anchor(content, (path or Path(CONFIG)).parent)
     values: dict[str, Any] = {}
     for section in _SECTIONS:
         default = getattr(Settings(), section)
@@ -127,9 +128,22 @@ def read_settings(path: Path | None, overrides: dict[str, dict[str, Any]]) -> Se
     return Settings(recipes=tuple(recipes), **values)
 
 
+def _check_tables(where: str, content: dict[str, Any]) -> None:
+    """Refuse sections that are no tables and members that are no list of tables."""
+    for section in _SECTIONS:
+        if not isinstance(content.get(section, {}), dict):
+            raise DataError(f"{where}: [{section}] must be a table of keys and values.")
+    members = content.get("member", [])
+    if not isinstance(members, list) or not all(isinstance(entry, dict) for entry in members):
+        raise DataError(f"{where}: members are written [[member]], with double brackets.")
+    recipes = content.get("recipes", [])
+    if not isinstance(recipes, list) or not all(isinstance(name, str) for name in recipes):
+        raise DataError(f"{where}: recipes must be a list of file names.")
+
+
 def _anchor(content: dict[str, Any], folder: Path) -> None:
     """Make the file names that a settings file holds relative to where that file stands."""
-    named = [(content.get("data", {}), ("train", "test", "sample"))]
+    named: list[tuple[Any, tuple[str, ...]]] = [(content.get("data", {}), ("train", "test", "sample"))]
     named += [(entry, ("oof", "test")) for entry in content.get("member", [])]
     for table, keys in named:
         for key in keys:
@@ -163,8 +177,6 @@ def build(where: str, default: Any, given: dict[str, Any]) -> Any:
     DataError
         With the unknown name or the value of the wrong type.
     """
-    if not isinstance(given, dict):
-        raise DataError(f"{where} must be a table of keys and values.")
     fields = {entry.name: entry for entry in dataclasses.fields(default)}
     checked = {}
     for name, value in given.items():
@@ -200,8 +212,6 @@ def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
 
 
 def _members(where: str, entries: Any) -> tuple[tuple[Member, ...], tuple[ExternalParams, ...]]:
-    if not isinstance(entries, list):
-        raise DataError(f"{where}: members are written [[member]], with double brackets.")
     members: list[Member] = []
     external: list[ExternalParams] = []
     for i, entry in enumerate(entries):

@@ -42,7 +42,8 @@ class Predictions:
 
 def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
     """Natural logarithm, with probabilities below :data:`FLOOR` raised to it."""
-    return np.log(np.maximum(probabilities, FLOOR))
+    logs: np.ndarray = np.log(np.maximum(probabilities, FLOOR))
+    return logs
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

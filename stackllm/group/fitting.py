@@ -110,7 +110,8 @@ def fit_method(
         matrix = check_probabilities(probabilities, groups)
         batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
         temperature = best_temperature(
-            lambda t: log_loss(sinkhorn_of(matrix, batches, t, tolerance=1e-3), labels)
+            lambda t: log_loss(sinkhorn_of(matrix, batches, t, tolerance=1e-3), labels),
+            len(matrix),
         )
         return Method("sinkhorn", Calibration(temperature))
     return Method(candidate)

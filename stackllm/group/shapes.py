@@ -182,7 +182,10 @@ def check_probabilities(probabilities: ArrayLike, groups: ArrayLike) -> Floats:
             "probabilities must be (n_rows, n_classes) with one group id a row; "
             f"the shapes are {matrix.shape} and {n_groups}."
         )
-    total = matrix @ np.ones(matrix.shape[1])  # several times faster than a sum over few columns
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = matrix @ np.ones(
+            matrix.shape[1]
+        )  # several times faster than a sum over few columns
     # NaN and inf survive a sum, and a minimum finds the negative ones: two passes see everything
     if np.isfinite(total).all() and (matrix.size == 0 or matrix.min() >= 0) and (total > 0).all():
         return matrix

@@ -191,10 +191,13 @@ def read_frame(
         return _parquet(path, content, numbers)
     wanted = numbers(header)
     types: dict[str, Any] = {name: pl.Float64 if name in wanted else pl.String for name in header}
+    body = content[_header_bytes(content) :]
+    if not body or body.isspace():
+        raise DataError(f"{path}: there is a header but no row below it.")
     try:
-        frame = pl.read_csv(content, schema=types, empty_string_is_null=False)
+        frame = _parsed(body, types)
     except _POLARS:
-        frame = _patient(path, content, wanted)
+        frame = _patient(path, body, header, wanted)
     if frame.height and frame.tail(1).select(pl.all_horizontal(pl.all().is_null())).item():
         frame = frame.head(-1)  # an empty line at the end
     if not frame.height:
@@ -358,18 +361,31 @@ def _header(path: Path, content: bytes) -> list[str]:
     return header
 
 
-def _patient(path: Path, content: bytes, wanted: list[str]) -> pl.DataFrame:
+def _header_bytes(content: bytes) -> int:
+    """Where the first record ends; a quoted name may hold newlines."""
+    start = io.StringIO(content[:_LONGEST_HEADER].decode(errors="ignore"), newline="")
+    reader = csv.reader(start)
+    next(reader)
+    end = 0
+    for _ in range(reader.line_num):
+        end = content.find(b"\n", end) + 1 or len(content)
+    return end
+
+
+def _parsed(body: bytes, types: dict[str, Any]) -> pl.DataFrame:
+    # the header is left out: polars would undo neither its quotes nor repeated names as csv does
+    return pl.read_csv(body, has_header=False, schema=types, empty_string_is_null=False)
+
+
+def _patient(path: Path, body: bytes, header: list[str], wanted: list[str]) -> pl.DataFrame:
     """Read numbers as text first, to take those with spaces around, and to name the ones that aren't."""
     try:
-        frame = pl.read_csv(content, infer_schema=False, empty_string_is_null=False)
+        frame = _parsed(body, dict.fromkeys(header, pl.String))
     except _POLARS as error:
         raise DataError(
             f"{path}: not a well-formed CSV ({_reason(error)}). "
             'Quote fields that hold commas, quotes or newlines, and write " as "".'
         ) from error
-    lacking = [name for name in wanted if name not in frame.columns]
-    if lacking:
-        raise DataError(f"{path}: column {shown(lacking[0])} cannot be read. Check the first line.")
     for name in wanted:
         cells = frame[name]
         values = cells.str.strip_chars().cast(pl.Float64, strict=False)
@@ -416,7 +432,9 @@ def _check_values(
     path: Path, frame: pl.DataFrame, id_name: str, names: list[str], matrix: Floats
 ) -> None:
     # a sum is NaN or infinite if any part is, so one number tells that all is well
-    if np.isfinite(matrix.sum()) and matrix.min() >= 0:
+    with np.errstate(over="ignore"):
+        total = matrix.sum()
+    if np.isfinite(total) and matrix.min() >= 0:
         zero = ~matrix.any(axis=1)
         if zero.any():
             row = int(zero.argmax())

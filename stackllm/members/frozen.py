@@ -78,14 +78,16 @@ def _features(inputs: Inputs, centred: bool) -> np.ndarray:
 
 
 def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = np.nanmean(features, axis=0, dtype=np.float64).astype(np.float32)
-    scale = np.nanstd(features, axis=0, dtype=np.float64).astype(np.float32)
-    return np.nan_to_num(mean), np.where(np.isfinite(scale) & (scale > 1e-6), scale, np.inf)
+    mean = np.asarray(np.nanmean(features, axis=0, dtype=np.float64), dtype=np.float32)
+    scale = np.asarray(np.nanstd(features, axis=0, dtype=np.float64), dtype=np.float32)
+    scale[~(np.isfinite(scale) & (scale > 1e-6))] = np.inf
+    return np.nan_to_num(mean), scale
 
 
 def _standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Features of mean 0 and deviation 1, within 8 deviations; what was not measured is the mean."""
-    return np.clip(np.nan_to_num((features - mean) / scale), -8, 8)
+    standardised: np.ndarray = np.clip(np.nan_to_num((features - mean) / scale), -8, 8)
+    return standardised
 
 
 def _choose(

@@ -77,19 +77,19 @@ def count_ngrams(texts: pl.Series, view: str, n_buckets: int = 2**18) -> csr_mat
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    options: dict[str, Any] = {
+    known: dict[str, dict[str, Any]] = {
         "words": {"token_pattern": r"\w+|[^\w\s]", "ngram_range": (1, 2)},
         "characters": {"analyzer": "char", "ngram_range": (2, 4)},
         "skeleton": {"tokenizer": skeleton, "token_pattern": None, "ngram_range": (1, 4)},
         "edges": {"analyzer": edges},
-    }[view]
+    }
     vectoriser = HashingVectorizer(
         n_features=n_buckets,
         alternate_sign=False,
         norm=None,
         lowercase=False,
         dtype=np.float32,
-        **options,
+        **known[view],
     )
     matrix: csr_matrix = vectoriser.transform(texts.to_list())
     matrix.sort_indices()

@@ -25,6 +25,9 @@ from stackllm.store.atomic import write_file, write_text
 from stackllm.store.digest import file_digest
 from stackllm.study import Study
 
+_NOT_STORED = {"seconds", "test_raw", "test_posterior", "test_se"}
+"""Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""
+
 _PACKAGES = (
     "numpy",
     "scipy",
@@ -75,7 +78,8 @@ def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) ->
             for played in rounds[:-1]
         )
         write_file(root / "pseudo_labels.parquet", labels.write_parquet)
-    write_file(root / "leaderboard.csv", board.write_csv)
+    scores = board.select([name for name in board.columns if name not in _NOT_STORED])
+    write_file(root / "leaderboard.csv", scores.write_csv)
     write_text(root / "run.json", json.dumps(_record(study, rounds), indent=1, sort_keys=True))
     store_model(study, best)
     raw = rounds[0].models["blend"].test_mean()

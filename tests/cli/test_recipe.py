@@ -20,7 +20,7 @@ PLAIN = ("--backbone", "none", "--folds", "3", "--quiet")
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """A contest on which ``stackllm run`` has been typed, and what it printed."""
-    folder = write_table(tmp_path_factory.mktemp("played"), 24, 10)
+    folder = write_table(tmp_path_factory.mktemp("played"), 40, 12)
     done = stackllm("run", *PLAIN, "--json", "--truth", "solution.csv", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
@@ -48,12 +48,12 @@ def test_what_a_run_hands_out(played):
     assert submission["id"].to_list() == test["id"].to_list()
     assert np.allclose(submission.drop("id").to_numpy().sum(axis=1), 1, atol=1e-9)
     oof = pl.read_parquet(run / "oof.parquet")
-    assert oof.height == 72
+    assert oof.height == 120
     truth = pl.read_csv(folder / "train.csv")["target"].to_numpy()
-    given = oof.drop("row_id").to_numpy()[np.arange(72), truth]
+    given = oof.drop("row_id").to_numpy()[np.arange(120), truth]
     assert -np.log(given).mean() == pytest.approx(result["oof_log_loss"])
     record = json.loads((run / "run.json").read_text())
-    assert record["n_train"] == 72
+    assert record["n_train"] == 120
     assert set(record["inputs"]) == {"train.csv", "test.csv"}
     assert record["best_round"] == result["best_round"]
 
@@ -62,7 +62,7 @@ def test_the_audit_table_holds_every_pseudo_label(played):
     folder, _ = played
     labels = pl.read_parquet(folder / "artifacts" / "run" / "pseudo_labels.parquet")
     assert labels.columns == ["row_id", "round", "fold", "part", "label", "confidence"]
-    assert labels.height == 2 * 3 * 30
+    assert labels.height == 2 * 3 * 36
     assert set(labels["round"]) == {1, 2}
     assert labels.group_by("row_id").agg(pl.col("part").n_unique())["part"].max() == 1
     assert labels["confidence"].is_between(1 / 3, 1).all()
@@ -95,7 +95,7 @@ def test_damage_is_found_and_mended_to_the_same_bytes(played):
 
 def test_same_seed_same_bytes_with_one_worker_or_two(played, tmp_path):
     folder, _ = played
-    other = write_table(tmp_path, 24, 10)
+    other = write_table(tmp_path, 40, 12)
     done = stackllm("run", *PLAIN, "--jobs", "1", cwd=other, PYTHONHASHSEED="7")
     assert done.returncode == 0, done.stderr
     first = digests(folder / "artifacts" / "run")
@@ -105,7 +105,7 @@ def test_same_seed_same_bytes_with_one_worker_or_two(played, tmp_path):
 
 def test_killed_and_resumed_gives_the_same_bytes(played, tmp_path):
     folder, _ = played
-    other = write_table(tmp_path, 24, 10)
+    other = write_table(tmp_path, 40, 12)
     command = [sys.executable, "-m", "stackllm", "run", *PLAIN]
     run = other / "artifacts" / "run"
     kills = 0
@@ -131,7 +131,7 @@ def test_killed_and_resumed_gives_the_same_bytes(played, tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_with_their_code(tmp_path, number, status):
-    folder = write_table(tmp_path, 24, 10)
+    folder = write_table(tmp_path, 40, 12)
     process = subprocess.Popen(
         [sys.executable, "-m", "stackllm", "run", *PLAIN],
         cwd=folder,
@@ -165,7 +165,7 @@ def test_labels_shuffled_within_groups_score_chance(tmp_path):
 
 def test_zero_rounds_is_the_plain_stack(played, tmp_path):
     folder, _ = played
-    other = write_table(tmp_path, 24, 10)
+    other = write_table(tmp_path, 40, 12)
     plain = stackllm("stack", *PLAIN, "--json", cwd=other)
     zero = stackllm("pseudo", "--rounds", "0", *PLAIN, "--json", cwd=other)
     assert json.loads(plain.stdout)["oof_log_loss"] == json.loads(zero.stdout)["oof_log_loss"]

@@ -1,0 +1,103 @@
+"""What a user sees who typed something wrong: one sentence, the documented code, nothing lost."""
+
+import os
+
+import pytest
+from conftest import write_table
+from helpers import stackllm
+
+PLAIN = ("--backbone", "none", "--quiet")
+
+
+@pytest.fixture
+def contest(tmp_path):
+    return write_table(tmp_path, 9, 4)
+
+
+def refused(cwd, status, sentence, *arguments):
+    done = stackllm(*arguments, cwd=cwd)
+    assert done.returncode == status, done.stderr
+    assert sentence in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_nothing_there(tmp_path):
+    refused(tmp_path, 66, "train.csv and test.csv: there is no such file", "stack", *PLAIN)
+
+
+def test_unknown_command_and_option(contest):
+    refused(contest, 2, 'there is no command "stak". Did you mean "stack"?', "stak")
+    refused(contest, 2, "No such option", "stack", "--fold", "5")
+
+
+def test_wrong_column(contest):
+    refused(contest, 65, 'no column "Respons". Did you mean "Response"?', "stack", "--text", "Respons", *PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[dta]\n", 'there is no section [dta]. Did you mean "data"?'),
+        ("[run]\nfold = 3\n", 'there is no "fold". Did you mean "folds"?'),
+        ("[run]\nfolds = 'x'\n", "folds must be int"),
+        ("[run\n", "not a TOML file"),
+        ("[[member]]\nkind = 'lexicl'\n", 'there is no kind "lexicl". Did you mean "lexical"?'),
+        ("[[member]]\nkind = 'external'\nname = 'x'\n", 'an external member needs "oof"'),
+        ("[[member]]\nkind = 'lexical'\n[[member]]\nkind = 'lexical'\n", 'two members are called "lexical"'),
+        ("[member]\nkind = 'lexical'\n", "[[member]], with double brackets"),
+        ("[[member]]\nkind = 'lexical'\nname = '../x'\n", "may hold letters"),
+    ],
+)
+def test_bad_settings(contest, content, sentence):
+    (contest / "stackllm.toml").write_text(content)
+    refused(contest, 65, sentence, "stack", *PLAIN)
+
+
+def test_values_without_sense(contest):
+    refused(contest, 2, "--folds must be 2 or more, not 1", "stack", "--folds", "1", *PLAIN)
+    refused(contest, 65, "9 groups cannot be split into 20 folds", "stack", "--folds", "20", *PLAIN)
+    refused(contest, 2, "--rounds must be 0 or more, not -1", "pseudo", "--rounds", "-1", *PLAIN)
+    refused(contest, 2, "--name may hold", "stack", "--name", "../x", *PLAIN)
+    refused(contest, 66, "there is no such folder", "stack", "--backbone", "/no/where", "--quiet")
+    refused(contest, 66, "no.toml: there is no such file", "stack", "--config", "no.toml", *PLAIN)
+
+
+def test_bad_recipes(contest):
+    (contest / "circle.py").write_text("NEEDS = ('nothing',)\ndef build(frame): return frame\n")
+    refused(contest, 2, 'needs an unknown block "nothing"', "features", "--recipe", "circle.py", *PLAIN)
+    (contest / "short.py").write_text("def build(frame): return frame.head(3).select('row_id')\n")
+    refused(contest, 65, "returned 3. Return each row once", "features", "--recipe", "short.py", *PLAIN)
+    (contest / "text2.py").write_text("def build(frame): return frame.select('row_id', 'response')\n")
+    refused(contest, 65, 'column "response" is String, not a number', "features", "--recipe", "text2.py", *PLAIN)
+
+
+def test_predict_without_a_model(contest):
+    refused(contest, 66, "there is no finished model here", "predict", "test.csv", *PLAIN)
+
+
+def test_a_locked_run_says_who_holds_it(contest):
+    from stackllm.store.lock import locked
+
+    with locked(contest / "artifacts" / "run"):
+        refused(contest, 75, f"process {os.getpid()} on", "stack", *PLAIN)
+
+
+def test_artifacts_that_are_a_file(contest):
+    (contest / "artifacts").write_text("x")
+    refused(contest, 74, "making the run's folder failed", "stack", *PLAIN)
+
+
+def test_one_class_in_one_fold_only(contest):
+    rows = (contest / "train.csv").read_text().replace(",1\n", ",0\n")
+    question = rows.splitlines()[1].split(",")[0]
+    (contest / "train.csv").write_text(rows + f"{question},lonely,9\n")
+    refused(contest, 65, "no model could learn it there", "stack", *PLAIN)
+
+
+def test_sample_of_another_contest(contest):
+    (contest / "sample.csv").write_text("id,a,b\n0,0.5,0.5\n")
+    done = stackllm("stack", "--sample", "sample.csv", "--folds", "3", *PLAIN, cwd=contest)
+    assert done.returncode == 65
+    assert "do not match the 3 classes" in done.stderr
+    assert (contest / "artifacts/run/members/lexical/round0_fold0/manifest.json").exists()

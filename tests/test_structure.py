@@ -1,0 +1,123 @@
+"""The house rules that a machine can check: which way imports point, what is documented, what starts fast."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "stackllm"
+
+LEVELS = [
+    {"errors"},
+    {"data", "store"},
+    {"engine"},
+    {"llm", "recipes", "group"},
+    {"members", "stack"},
+    {"pseudo"},
+    {"settings", "study", "predict"},
+    {"pipeline"},
+    {"report"},
+    {"cli", "__main__"},
+]
+HEAVY = ("torch", "transformers", "lightgbm", "sklearn")
+
+
+def level(name):
+    return next(i for i, names in enumerate(LEVELS) if name in names)
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imports(path):
+    """Modules that a file imports, with whether it does so at its top."""
+    tree = ast.parse(path.read_text())
+    top = set(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, node in top
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in top
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module, _ in imports(path):
+        parts = module.split(".")
+        if parts[0] == "stackllm" and len(parts) > 1:
+            assert level(parts[1]) <= level(own), f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_where_they_are_needed(path):
+    if path.name == "estimator.py":  # an estimator has to subclass scikit-learn's
+        return
+    for module, at_top in imports(path):
+        assert not (at_top and module.split(".")[0] in HEAVY), f"{path.name} imports {module} at its top"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_everything_public_is_documented(path):
+    tree = ast.parse(path.read_text())
+    if path.name != "__init__.py" or tree.body:
+        assert ast.get_docstring(tree), f"{path.name} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def test_every_package_is_in_the_wheel():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {"stackllm." + path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(listed) == found | {"stackllm", "stackllm.features"}
+
+
+def loaded_by(arguments):
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['stackllm', *{arguments!r}]\n"
+        "try:\n    runpy.run_module('stackllm', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_help_loads_nothing_heavy():
+    assert not loaded_by(["--help"]) & {*HEAVY, "numpy", "polars", "scipy", "rich"}
+
+
+def test_every_command_has_help_with_a_runnable_example():
+    from click.testing import CliRunner
+
+    from stackllm.cli import COMMANDS, cli
+
+    for name in COMMANDS:
+        shown = CliRunner().invoke(cli, [name, "--help"])
+        assert shown.exit_code == 0, name
+        assert f"stackllm {name}" in shown.output.split("Example", 1)[1], name
+
+
+def test_every_command_is_in_the_readme():
+    from stackllm.cli import COMMANDS
+
+    readme = (ROOT / "README.md").read_text()
+    for name in COMMANDS:
+        assert f"stackllm {name}" in readme
+
+
+def test_public_names_can_be_imported():
+    import stackllm
+
+    for name in stackllm.__all__:
+        assert getattr(stackllm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = stackllm.nothing
