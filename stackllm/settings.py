@@ -143,7 +143,9 @@ def _check_tables(where: str, content: dict[str, Any]) -> None:
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:
     """Make the file names that a settings file holds relative to where that file stands."""
-    named: list[tuple[Any, tuple[str, ...]]] = [(content.get("data", {}), ("train", "test", "sample"))]
+    named: list[tuple[Any, tuple[str, ...]]] = [
+        (content.get("data", {}), ("train", "test", "sample"))
+    ]
     named += [(entry, ("oof", "test")) for entry in content.get("member", [])]
     for table, keys in named:
         for key in keys:

@@ -60,7 +60,9 @@ def test_heavy_libraries_are_imported_where_they_are_needed(path):
     if path.name == "estimator.py":  # an estimator has to subclass scikit-learn's
         return
     for module, at_top in imports(path):
-        assert not (at_top and module.split(".")[0] in HEAVY), f"{path.name} imports {module} at its top"
+        assert not (at_top and module.split(".")[0] in HEAVY), (
+            f"{path.name} imports {module} at its top"
+        )
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -27,4 +27,5 @@ def features(**options: Any) -> None:
         from stackllm.study import open_study
 
         study = open_study(opened.settings, opened.cache, opened.engine)
-        show_members(opened, study, *stage_one(study, study.design.first_fits()))
+        _, posteriors = stage_one(study, study.design.first_fits())
+        show_members(opened, study, posteriors)

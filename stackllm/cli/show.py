@@ -14,7 +14,6 @@ import numpy as np
 from stackllm.cli.options import Session
 from stackllm.data.labels import read_truth
 from stackllm.engine.local import read_timings
-from stackllm.members.crossfit import CrossFit
 from stackllm.report.leaderboard import leaderboard, member_scores, render
 from stackllm.report.outputs import best_round, write_outputs
 from stackllm.stack.posteriors import Calibrated
@@ -22,12 +21,10 @@ from stackllm.stack.round import Round
 from stackllm.study import Study
 
 
-def show_members(
-    opened: Session, study: Study, members: dict[str, CrossFit], posteriors: dict[str, Calibrated]
-) -> None:
+def show_members(opened: Session, study: Study, posteriors: dict[str, Calibrated]) -> None:
     """Print the scores of stage one."""
     timings = read_timings(study.engine.root)
-    board = member_scores(0, members, posteriors, study.design, timings, _truth(opened, study))
+    board = member_scores(0, posteriors, study.design, timings, _truth(opened, study))
     _print(opened, {"leaderboard": board.to_dicts()}, [render(board)])
 
 

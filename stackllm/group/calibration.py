@@ -137,7 +137,7 @@ def best_temperature(loss: Callable[[float], float], n_rows: int) -> float:
     from scipy.optimize import minimize_scalar  # 0.2 s to import, and only fits need it
 
     def penalised(t: float) -> float:
-        return loss(t) + 0.5 * (np.log(t) / _PRIOR_SPREAD) ** 2 / n_rows
+        return loss(t) + 0.5 * float(np.log(t) / _PRIOR_SPREAD) ** 2 / n_rows
 
     grid = np.geomspace(LOWEST, HIGHEST, 11)
     losses = [penalised(float(t)) for t in grid]

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from stackllm.data.metrics import accuracy, auc, bootstrap_error, log_loss, row_losses
-from stackllm.members.crossfit import CrossFit, Design
+from stackllm.members.crossfit import Design
 from stackllm.report.text import aligned
 from stackllm.stack.posteriors import Calibrated
 from stackllm.stack.round import Round
@@ -37,19 +37,17 @@ def leaderboard(
     -------
     polars.DataFrame
         ``round, model, raw, raw_se, posterior, posterior_se, accuracy, auc, seconds`` out of fold
-        (log loss in nats with group-bootstrap standard errors; accuracy of the posterior; area
-        under the curve of the raw probabilities, one against the rest; seconds of fitting and
-        predicting) and, with ``truth``, ``test_raw, test_posterior, test_se``.
+        (log loss in nats with group-bootstrap standard errors, ``raw`` of row probabilities
+        calibrated one by one; accuracy of the posterior; area under the curve of the raw
+        probabilities, one against the rest; seconds of fitting and predicting) and, with ``truth``, ``test_raw, test_posterior, test_se``.
     """
     return pl.concat(
-        member_scores(played.number, played.models, played.posteriors, design, timings, truth)
-        for played in rounds
+        member_scores(played.number, played.posteriors, design, timings, truth) for played in rounds
     )
 
 
 def member_scores(
     number: int,
-    models: dict[str, CrossFit],
     posteriors: dict[str, Calibrated],
     design: Design,
     timings: dict[str, float],
@@ -61,11 +59,11 @@ def member_scores(
             {
                 "round": number,
                 "model": name,
-                **_oof_scores(model, posteriors[name], design),
+                **_oof_scores(found, design),
                 "seconds": _seconds(timings, name, number),
-                **({} if truth is None else _test_scores(model, posteriors[name], design, truth)),
+                **({} if truth is None else _test_scores(found, design, truth)),
             }
-            for name, model in models.items()
+            for name, found in posteriors.items()
         ]
     )
 
@@ -95,8 +93,8 @@ def _cell(row: dict[str, object], name: str, error: str | None) -> str:
     return f"{value:.4f}" + (f" ± {row[error]:.4f}" if error else "")
 
 
-def _oof_scores(model: CrossFit, calibrated: Calibrated, design: Design) -> dict[str, float]:
-    raw, final = model.oof, calibrated.oof
+def _oof_scores(calibrated: Calibrated, design: Design) -> dict[str, float]:
+    raw, final = calibrated.rows.oof, calibrated.oof
     groups = design.train_groups
     return {
         "raw": log_loss(raw, design.labels),
@@ -108,12 +106,10 @@ def _oof_scores(model: CrossFit, calibrated: Calibrated, design: Design) -> dict
     }
 
 
-def _test_scores(
-    model: CrossFit, calibrated: Calibrated, design: Design, truth: np.ndarray
-) -> dict[str, float]:
+def _test_scores(calibrated: Calibrated, design: Design, truth: np.ndarray) -> dict[str, float]:
     final = calibrated.predictions.test_mean()
     return {
-        "test_raw": log_loss(model.test_mean(), truth),
+        "test_raw": log_loss(calibrated.rows.test_mean(), truth),
         "test_posterior": log_loss(final, truth),
         "test_se": bootstrap_error(row_losses(final, truth), design.test_groups),
     }

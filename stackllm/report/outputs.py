@@ -50,7 +50,7 @@ def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) ->
     """Publish everything that a run hands out, below the run's folder.
 
     ``oof.parquet`` and ``test.parquet`` hold the final posteriors of the best round,
-    ``predictions/`` the row probabilities of every model and round, ``pseudo_labels.parquet`` the
+    ``predictions/`` the calibrated row probabilities of every model and round, ``pseudo_labels.parquet`` the
     audit table, ``submission_raw.csv`` round 0 before stage three, ``leaderboard.csv`` the scores, ``run.json`` how it was made.
 
     Returns
@@ -61,10 +61,10 @@ def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) ->
     root, table = study.engine.root, study.table
     best = best_round(rounds)
     for played in rounds:
-        for name, model in played.models.items():
+        for name, found in played.posteriors.items():
             folder = root / "predictions" / f"round{played.number}"
-            _write(folder / f"{name}_oof.parquet", table.train, table, model.oof)
-            _write(folder / f"{name}_test.parquet", table.test, table, model.test_mean())
+            _write(folder / f"{name}_oof.parquet", table.train, table, found.rows.oof)
+            _write(folder / f"{name}_test.parquet", table.test, table, found.rows.test_mean())
         write_submission(
             root / f"submission_round{played.number}.csv", study, played.final.test_mean()
         )
@@ -82,7 +82,7 @@ def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) ->
     write_file(root / "leaderboard.csv", scores.write_csv)
     write_text(root / "run.json", json.dumps(_record(study, rounds), indent=1, sort_keys=True))
     store_model(study, best)
-    raw = rounds[0].models["blend"].test_mean()
+    raw = rounds[0].posteriors["blend"].rows.test_mean()
     write_submission(root / "submission_raw.csv", study, raw)
     submission = root / "submission.csv"
     write_submission(submission, study, best.final.test_mean())

@@ -1,4 +1,4 @@
-"""Stage three inside a cross-fit: no row is calibrated by a temperature fitted on its own label."""
+"""Calibration and stage three inside a cross-fit: no row meets a temperature fitted on its own label."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stackllm.data.predictions import log_probabilities, softmax
 from stackllm.group.calibration import fit_temperature
 from stackllm.group.posterior import posterior
 from stackllm.members.crossfit import CrossFit, Design
@@ -13,10 +14,12 @@ from stackllm.members.crossfit import CrossFit, Design
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Group posteriors of a cross-fit.
+    """Calibrated row probabilities and group posteriors of a cross-fit.
 
     Parameters
     ----------
+    rows
+        Row probabilities, calibrated one by one: what is known before the group is looked at.
     predictions
         Posteriors: fold k, and the test rows as fold k's models see them, with the temperature
         that suits the other folds.
@@ -24,6 +27,7 @@ class Calibrated:
         That temperature for each fold, ``(n_folds,)``.
     """
 
+    rows: CrossFit
     predictions: CrossFit
     temperatures: np.ndarray
 
@@ -34,7 +38,7 @@ class Calibrated:
 
 
 def cross_posteriors(predictions: CrossFit, design: Design, quota: int) -> Calibrated:
-    """Group posteriors with temperatures nested by fold.
+    """Calibrated rows and group posteriors, temperatures nested by fold.
 
     Parameters
     ----------
@@ -56,7 +60,28 @@ def cross_posteriors(predictions: CrossFit, design: Design, quota: int) -> Calib
             predictions.oof[own], design.train_groups[own], quota, temperature=temperatures[fold]
         )
     test = fold_posteriors(predictions.test, design.test_groups, quota, temperatures)
-    return Calibrated(CrossFit(oof, test), temperatures)
+    return Calibrated(cross_calibrate(predictions, design), CrossFit(oof, test), temperatures)
+
+
+def cross_calibrate(predictions: CrossFit, design: Design) -> CrossFit:
+    """Row probabilities at the temperature that suits the rows of the other folds.
+
+    Parameters
+    ----------
+    predictions
+        Row probabilities.
+    design
+        Folds.
+    """
+    oof = np.empty_like(predictions.oof)
+    test = np.empty_like(predictions.test)
+    for fold in range(design.n_folds):
+        rest, own = design.folds != fold, design.folds == fold
+        alone = np.arange(rest.sum())  # each row a group of its own
+        temperature = fit_temperature(predictions.oof[rest], alone, design.labels[rest])
+        oof[own] = softmax(log_probabilities(predictions.oof[own]) / temperature)
+        test[fold] = softmax(log_probabilities(predictions.test[fold]) / temperature)
+    return CrossFit(oof, test)
 
 
 def fold_posteriors(

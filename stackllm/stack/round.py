@@ -21,10 +21,8 @@ class Round:
         0 before any pseudo-label.
     fits
         The places of its cross-fit.
-    models
-        Row probabilities of every member, ``stack`` and ``blend``.
     posteriors
-        Group posteriors of the same, temperatures nested by fold.
+        Calibrated rows and group posteriors of every member, ``stack`` and ``blend``.
     blend
         The blend's weights.
     loss
@@ -33,7 +31,6 @@ class Round:
 
     number: int
     fits: Sequence[Fit]
-    models: dict[str, CrossFit]
     posteriors: dict[str, Calibrated]
     blend: Blend
     loss: float
@@ -54,13 +51,11 @@ def finish_round(
     quota: int,
 ) -> Round:
     """Blend members and stack, and take everything through stage three."""
-    models = {**members, "stack": stack}
-    blend = cross_blend(models, design, quota)
-    models["blend"] = blend.predictions
+    blend = cross_blend({**members, "stack": stack}, design, quota)
     finished = {
         **posteriors,
         "stack": cross_posteriors(stack, design, quota),
         "blend": cross_posteriors(blend.predictions, design, quota),
     }
     loss = log_loss(finished["blend"].oof, design.labels)
-    return Round(number, fits, models, finished, blend, loss)
+    return Round(number, fits, finished, blend, loss)

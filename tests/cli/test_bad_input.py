@@ -32,7 +32,15 @@ def test_unknown_command_and_option(contest):
 
 
 def test_wrong_column(contest):
-    refused(contest, 65, 'no column "Respons". Did you mean "Response"?', "stack", "--text", "Respons", *PLAIN)
+    refused(
+        contest,
+        65,
+        'no column "Respons". Did you mean "Response"?',
+        "stack",
+        "--text",
+        "Respons",
+        *PLAIN,
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +52,10 @@ def test_wrong_column(contest):
         ("[run\n", "not a TOML file"),
         ("[[member]]\nkind = 'lexicl'\n", 'there is no kind "lexicl". Did you mean "lexical"?'),
         ("[[member]]\nkind = 'external'\nname = 'x'\n", 'an external member needs "oof"'),
-        ("[[member]]\nkind = 'lexical'\n[[member]]\nkind = 'lexical'\n", 'two members are called "lexical"'),
+        (
+            "[[member]]\nkind = 'lexical'\n[[member]]\nkind = 'lexical'\n",
+            'two members are called "lexical"',
+        ),
         ("[member]\nkind = 'lexical'\n", "[[member]], with double brackets"),
         ("[[member]]\nkind = 'lexical'\nname = '../x'\n", "may hold letters"),
     ],
@@ -65,11 +76,25 @@ def test_values_without_sense(contest):
 
 def test_bad_recipes(contest):
     (contest / "circle.py").write_text("NEEDS = ('nothing',)\ndef build(frame): return frame\n")
-    refused(contest, 2, 'needs an unknown block "nothing"', "features", "--recipe", "circle.py", *PLAIN)
+    refused(
+        contest, 2, 'needs an unknown block "nothing"', "features", "--recipe", "circle.py", *PLAIN
+    )
     (contest / "short.py").write_text("def build(frame): return frame.head(3).select('row_id')\n")
-    refused(contest, 65, "returned 3. Return each row once", "features", "--recipe", "short.py", *PLAIN)
-    (contest / "text2.py").write_text("def build(frame): return frame.select('row_id', 'response')\n")
-    refused(contest, 65, 'column "response" is String, not a number', "features", "--recipe", "text2.py", *PLAIN)
+    refused(
+        contest, 65, "returned 3. Return each row once", "features", "--recipe", "short.py", *PLAIN
+    )
+    (contest / "text2.py").write_text(
+        "def build(frame): return frame.select('row_id', 'response')\n"
+    )
+    refused(
+        contest,
+        65,
+        'column "response" is String, not a number',
+        "features",
+        "--recipe",
+        "text2.py",
+        *PLAIN,
+    )
 
 
 def test_predict_without_a_model(contest):

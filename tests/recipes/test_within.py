@@ -29,7 +29,9 @@ def test_aggregates_against_the_long_way(rows):
         below, equal = (inside < value).sum(), (inside == value).sum()
         assert row["x_rank"] == below + (equal + 1) / 2
         spread = inside.std()
-        assert np.isclose(row["x_zscore"], (value - inside.mean()) / spread if spread > 1e-12 else 0)
+        assert np.isclose(
+            row["x_zscore"], (value - inside.mean()) / spread if spread > 1e-12 else 0
+        )
 
 
 @given(tables)
@@ -40,7 +42,9 @@ def test_centred_columns_have_group_mean_zero(rows):
     for group in set(groups):
         assert np.allclose(centred[groups == group].mean(axis=0), 0)
         inside = values[groups == group]
-        assert np.allclose(inside - inside[0], centred[groups == group] - centred[groups == group][0])
+        assert np.allclose(
+            inside - inside[0], centred[groups == group] - centred[groups == group][0]
+        )
 
 
 def rows_of(texts):
@@ -56,7 +60,9 @@ def rows_of(texts):
 
 def test_shipped_recipes_take_any_text():
     texts = ["", " ", "a", "**b** - c\n- d\n1. e", "😀 – “x” `y`", "\n\n", "中文。", "x" * 10_000]
-    encoder = pl.DataFrame({"logprob_mean": [float("nan")] * 8, "entropy_mean": [1.0] * 8, "rank1_share": [0.5] * 8})
+    encoder = pl.DataFrame(
+        {"logprob_mean": [float("nan")] * 8, "entropy_mean": [1.0] * 8, "rank1_share": [0.5] * 8}
+    )
     made = run_recipes(find_recipes(), rows_of(texts), encoder)
     assert made.height == 8
     assert len(set(made.columns)) == made.width
@@ -75,7 +81,11 @@ def test_recipes_see_no_label_and_no_fold(tmp_path):
         "    assert set(frame.columns) == {'row_id', 'group_id', 'question', 'response'}, frame.columns\n"
         "    return frame.select('row_id').with_columns(seen=1)\n"
     )
-    made = run_recipes(find_recipes((str(spy),)), rows_of(["a", "b"]), pl.DataFrame({"logprob_mean": [0.0, 1.0], "entropy_mean": [1.0, 1.0]}))
+    made = run_recipes(
+        find_recipes((str(spy),)),
+        rows_of(["a", "b"]),
+        pl.DataFrame({"logprob_mean": [0.0, 1.0], "entropy_mean": [1.0, 1.0]}),
+    )
     assert made["spy_seen"].to_list() == [1.0, 1.0]
 
 

@@ -100,7 +100,7 @@ def test_a_file_is_seen_whole_or_not_at_all(tmp_path):
     with pytest.raises(StorageError, match=r"No space left on device. Free some space"):
         write_file(target, broken)
     assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["out.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_writing_onto_a_folder_is_refused(tmp_path):
@@ -134,8 +134,8 @@ def test_digests_do_not_depend_on_chunks():
 
 
 def test_one_writer_a_run(tmp_path):
-    with locked(tmp_path):
-        with pytest.raises(LockedError, match=f"process {os.getpid()} on"), locked(tmp_path):
-            pass
+    again = locked(tmp_path)
+    with locked(tmp_path), pytest.raises(LockedError, match=f"process {os.getpid()} on"):
+        again.__enter__()
     with locked(tmp_path):
         pass
