@@ -96,8 +96,8 @@ def optim(submission: Path, output: str | None, as_json: bool, **options: Any) -
       stackllm optim submission.csv --quota 2,1,1 --method assignment -o - | head
     """
     from stackllm.errors import UsageError
+    from stackllm.group.files import write_frame
     from stackllm.group.improve import Columns, Request, describe, improve
-    from stackllm.group.submission import write_frame
 
     if output == "-" and as_json:
         raise UsageError("-o - and --json both want the standard output. Name a file with -o.")

@@ -1,0 +1,1 @@
+"""Stage three: what the quotas of a group tell about its rows."""

@@ -11,15 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.group.files import check_ids, read_frame, shown
 from stackllm.group.shapes import Quota
-from stackllm.group.submission import (
-    ID_NAMES,
-    check_ids,
-    match_classes,
-    read_frame,
-    shown,
-    suffixes,
-)
+from stackllm.group.submission import ID_NAMES, match_classes, suffixes
 
 GROUP_NAMES = ("group", "group_id", "Question", "question", "prompt", "query")
 LABEL_NAMES = ("target", "label", "class", "y")

@@ -97,9 +97,8 @@ def marginals(
         for part in parts:
             if part.stop - part.start != space.n_groups:
                 space = _Workspace(lattice, part.stop - part.start)
-            p = np.ascontiguousarray(
-                probabilities[part].transpose(1, 2, 0)
-            )  # rows, classes, groups
+            # groups last, so that every step runs over long vectors: (n_rows, n_classes, part)
+            p = np.ascontiguousarray(probabilities[part].transpose(1, 2, 0))
             result[part] = _posterior(lattice, p, temperature, bias, space).transpose(2, 0, 1)
 
     parts = list(_parts(n_groups, lattice.widest))
@@ -180,7 +179,8 @@ def _padded(key: Table, n_keys: int, *values: tuple[Table, int]) -> list[Table]:
 def _parts(n_groups: int, widest: int) -> Iterator[slice]:
     """Slices of groups whose working memory stays inside the processor's second-level cache."""
     most = min(max(36_000 // widest, 8), 4096)
-    step = -(-n_groups // max(1, -(-n_groups // most)))  # all slices alike, but for the last
+    step = -(-n_groups // max(1, -(-n_groups // most)))
+    step += -step % 8  # whole cache lines; all slices alike, but for the last
     return (slice(start, min(start + step, n_groups)) for start in range(0, n_groups, max(1, step)))
 
 

@@ -26,8 +26,8 @@ LIKELIHOOD = (
 )
 """Names of the likelihood features of a response, in the order in which the encoder returns them."""
 
-_VOCABULARY_CHUNK = 256
-"""Response tokens whose full-vocabulary scores are in memory at once."""
+_VOCABULARY_CHUNK = 64
+"""Response tokens whose full-vocabulary scores are in memory at once: few, so that they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def _score_tokens(model: Any, hidden: torch.Tensor, target: torch.Tensor) -> tor
         logits = torch.tanh(logits / cap) * cap
     chosen = logits.gather(1, target[:, None])  # (n_tokens, 1)
     rank = (logits > chosen).sum(1)
-    logits -= torch.logsumexp(logits, dim=1, keepdim=True)
-    logprob = logits.gather(1, target[:, None])[:, 0]
-    entropy = -(logits.exp() * logits).sum(1)
-    return torch.stack([logprob, entropy, rank.float()], dim=1)
+    top = logits.amax(1, keepdim=True)
+    weights = (logits - top).exp_()
+    total = weights.sum(1)
+    log_total = total.log() + top[:, 0]
+    entropy = log_total - torch.linalg.vecdot(weights, logits) / total
+    return torch.stack([chosen[:, 0] - log_total, entropy, rank.float()], dim=1)

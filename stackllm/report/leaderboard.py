@@ -39,7 +39,9 @@ def leaderboard(
         ``round, model, raw, raw_se, posterior, posterior_se, accuracy, auc, seconds`` out of fold
         (log loss in nats with group-bootstrap standard errors, ``raw`` of row probabilities
         calibrated one by one; accuracy of the posterior; area under the curve of the raw
-        probabilities, one against the rest; seconds of fitting and predicting) and, with ``truth``, ``test_raw, test_posterior, test_se``.
+        probabilities, one against the rest; seconds of fitting and predicting) and, with ``truth``, ``test_one_fold`` (posterior by the models of
+        one fold, averaged: what the out-of-fold score estimates), ``test_raw, test_posterior,
+        test_se`` (by all folds together: what is submitted).
     """
     return pl.concat(
         member_scores(played.number, played.posteriors, design, timings, truth) for played in rounds
@@ -108,7 +110,9 @@ def _oof_scores(calibrated: Calibrated, design: Design) -> dict[str, float]:
 
 def _test_scores(calibrated: Calibrated, design: Design, truth: np.ndarray) -> dict[str, float]:
     final = calibrated.predictions.test_mean()
+    one_fold = [log_loss(matrix, truth) for matrix in calibrated.predictions.test]
     return {
+        "test_one_fold": float(np.mean(one_fold)),
         "test_raw": log_loss(calibrated.rows.test_mean(), truth),
         "test_posterior": log_loss(final, truth),
         "test_se": bootstrap_error(row_losses(final, truth), design.test_groups),

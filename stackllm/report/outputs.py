@@ -25,7 +25,7 @@ from stackllm.store.atomic import write_file, write_text
 from stackllm.store.digest import file_digest
 from stackllm.study import Study
 
-_NOT_STORED = {"seconds", "test_raw", "test_posterior", "test_se"}
+_NOT_STORED = {"seconds", "test_one_fold", "test_raw", "test_posterior", "test_se"}
 """Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""
 
 _PACKAGES = (

@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 
 from stackllm.errors import StackllmError
+from stackllm.group.files import write_frame
 from stackllm.group.improve import Request, improve
-from stackllm.group.submission import write_frame
 
 CASES = int(os.environ.get("STACKLLM_FUZZ_CASES", "1500"))
 PIECES = (
