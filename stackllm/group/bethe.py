@@ -22,7 +22,7 @@ TOLERANCE = 1e-8
 CAUTION = 0.3
 """How far a row's wish leans on the sum of *all* its classes instead of the others only. Plain belief
 propagation (0) falls into one assignment in some groups of confident rows and is then sure of wrong
-classes; 0.3 was nearest to the exact marginals at every size where both run (docs/log-optim.md)."""
+classes; 0.3 was nearest to the exact marginals at every size where both run (docs/LOG.md)."""
 
 
 def bethe(
