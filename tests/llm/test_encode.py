@@ -1,0 +1,172 @@
+"""The encoder's cache, with a small decoder in a local folder."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stackllm.engine.local import Engine
+from stackllm.engine.progress import Reporter
+from stackllm.errors import MissingInputError, UsageError
+from stackllm.llm import encode as module
+from stackllm.llm.backbone import choose_dtype, find_backbone, load_backbone
+from stackllm.llm.encode import EncoderParams, encode
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, make_model):
+    """A folder with a random Llama and a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("backbone")
+    words = ["<unk>", "<s>", "Question", ":", "Answer", *(f"w{i}" for i in range(200))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    make_model("llama").save_pretrained(folder)
+    return str(folder)
+
+
+def make_rows(n_groups, seed=0):
+    draw = np.random.default_rng(seed)
+    text = lambda n: " ".join(f"w{i}" for i in draw.integers(0, 200, n))  # noqa: E731
+    rows = [
+        (f"g{g}", question, text(draw.integers(1, 30)))
+        for g in range(n_groups)
+        for question in [text(6)]
+        for _ in range(3)
+    ]
+    return pl.DataFrame(rows, schema=["group_id", "question", "response"], orient="row")
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return Engine(tmp_path, 1, Reporter(quiet=True))
+
+
+def shards(root):
+    return sorted(path.parent for path in Path(root).glob("encoder/*/*/manifest.json"))
+
+
+def params(backbone, **changes):
+    return EncoderParams(backbone=backbone, dtype="float32", **changes)
+
+
+def test_shapes_and_names(backbone, engine):
+    embedding, likelihood, _ = encode(make_rows(4), params(backbone), engine)
+    assert embedding.shape == (12, 3 * 32)
+    assert embedding.dtype == np.float32
+    assert likelihood.shape == (12, 7)
+    assert (likelihood["rank1_share"] <= likelihood["rank10_share"]).all()
+    assert (likelihood["logprob_min"] <= likelihood["logprob_mean"]).all()
+
+
+def test_a_changed_row_costs_one_row(backbone, engine, monkeypatch):
+    rows = make_rows(6)
+    first, _, _ = encode(rows, params(backbone), engine)
+    before = shards(engine.root)
+    changed = rows.with_columns(
+        pl.when(pl.int_range(pl.len()) == 4)
+        .then(pl.lit("w1 w2"))
+        .otherwise("response")
+        .alias("response")
+    )
+    second, _, _ = encode(changed, params(backbone), engine)
+    new = set(shards(engine.root)) - set(before)
+    assert len(new) == 1
+    assert len(np.load(new.pop() / "keys.npy")) == 1
+    others = np.arange(18) != 4
+    assert np.array_equal(first[others], second[others])
+    assert not np.allclose(first[4], second[4])
+
+
+def test_settings_that_change_numbers_change_the_cache(backbone, engine):
+    rows = make_rows(2)
+    _, _, plain = encode(rows, params(backbone), engine)
+    _, _, shorter = encode(rows, params(backbone, max_response_tokens=5), engine)
+    assert plain != shorter
+    assert len(shards(engine.root)) == 2
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SHARD_ROWS", 6)
+    rows = make_rows(8)
+    whole = Engine(tmp_path / "whole", 1, Reporter(quiet=True))
+    expected, _, _ = encode(rows, params(backbone), whole)
+    stopped = Engine(tmp_path / "stopped", 1, Reporter(quiet=True))
+    original, done = module.encode_shard, []
+
+    def dies_at_the_third(folder, *arguments):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(folder)
+        original(folder, *arguments)
+
+    monkeypatch.setattr(module, "encode_shard", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        encode(rows, params(backbone), stopped)
+    assert len(shards(stopped.root)) == 2
+    monkeypatch.setattr(module, "encode_shard", original)
+    resumed, _, _ = encode(rows, params(backbone), stopped)
+    assert np.array_equal(resumed, expected)
+    names = lambda root: [path.name for path in shards(root)]  # noqa: E731
+    assert names(stopped.root) == names(whole.root)
+
+
+def test_a_damaged_shard_is_read_again(backbone, engine):
+    rows = make_rows(3)
+    first, _, _ = encode(rows, params(backbone), engine)
+    victim = shards(engine.root)[0] / "pooled.npy"
+    content = bytearray(victim.read_bytes())
+    content[-3] ^= 4
+    victim.write_bytes(content)
+    second, _, _ = encode(rows, params(backbone), engine)
+    assert np.array_equal(first, second)
+
+
+def test_where_a_row_stands_does_not_matter(backbone, engine, tmp_path):
+    rows = make_rows(5)
+    order = np.random.default_rng(1).permutation(15)
+    first, _, _ = encode(rows, params(backbone), engine)
+    other = Engine(tmp_path / "other", 1, Reporter(quiet=True))
+    second, _, _ = encode(rows[order], params(backbone), other)
+    np.testing.assert_allclose(first[order], second, rtol=1e-3, atol=1e-5)
+
+
+def test_long_questions_are_cut_in_the_middle(backbone, engine):
+    rows = make_rows(1).with_columns(question=pl.lit(" ".join(f"w{i % 200}" for i in range(300))))
+    embedding, _, _ = encode(rows, params(backbone), engine)
+    assert np.isfinite(embedding).all()
+
+
+def test_backbones_that_are_not_there():
+    with pytest.raises(MissingInputError, match="there is no such folder"):
+        find_backbone("/no/such/folder")
+    with pytest.raises(UsageError, match="depths must be above 0"):
+        EncoderParams(depths=(0.0,))
+
+
+def test_precision_comes_with_its_reason():
+    assert choose_dtype("float16") == ("float16", "asked for")
+    dtype, reason = choose_dtype("auto")
+    assert dtype in {"float32", "bfloat16", "float16"}
+    assert len(reason) > 10
+
+
+@pytest.mark.slow
+def test_the_embedded_llm_reads_english():
+    """Shuffled words are less likely than the sentence they came from."""
+    from stackllm.llm.encoder import Prompt, read_group_batch
+
+    loaded = load_backbone(dtype="float32", echo=lambda _: None)
+    ids = lambda text: loaded.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    prompt = Prompt(
+        ids("Question: What is the capital of France?\nAnswer:"),
+        [ids(" The capital of France is Paris."), ids(" Paris of is The France capital.")],
+    )
+    _, likelihood = read_group_batch(loaded.model, [prompt], (15,))
+    assert likelihood[0, 0] > likelihood[1, 0] + 1
+    assert loaded.dtype == "float32"
+    assert not any(weight.requires_grad for weight in loaded.model.parameters())

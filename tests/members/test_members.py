@@ -1,0 +1,190 @@
+"""Members on planted signals, and that what is saved is what predicts."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from stackllm.data.metrics import accuracy, log_loss
+from stackllm.errors import UsageError
+from stackllm.members.crossfit import CrossFit, Design
+from stackllm.members.external import ExternalParams, read_external
+from stackllm.members.frozen import FrozenParams
+from stackllm.members.inputs import VIEWS, Inputs, load_inputs, save_inputs
+from stackllm.members.lexical import LexicalParams
+from stackllm.members.registry import DEFAULT_MEMBERS, KINDS
+from stackllm.members.targets import Targets
+from stackllm.stack.blend import climb, cross_blend
+from stackllm.stack.posteriors import cross_posteriors
+
+N_GROUPS, N_CLASSES = 60, 3
+LABELS = np.tile(np.arange(N_CLASSES), N_GROUPS)
+GROUPS = np.repeat(np.arange(N_GROUPS), N_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Every matrix carries the label, faintly."""
+    draw = np.random.default_rng(0)
+    n = len(LABELS)
+    embedding = draw.normal(size=(n, 12)).astype(np.float32)
+    embedding[:, 0] += 2 * LABELS
+    blocks = draw.normal(size=(n, 5))
+    blocks[:, 1] += 2 * LABELS
+    blocks[::7, 2] = np.nan
+    counts = {}
+    for view in VIEWS:
+        dense = draw.poisson(0.3, size=(n, 40))
+        dense[np.arange(n), LABELS] += draw.poisson(1.5, size=n)
+        counts[view] = csr_matrix(dense.astype(np.float32))
+    names = ("text_a", "text_b", "likelihood_c", "within_d", "overlap_e")
+    folder = tmp_path_factory.mktemp("inputs")
+    save_inputs(folder, Inputs(GROUPS, embedding, blocks, names, counts))
+    return load_inputs(folder)
+
+
+def targets(rows, labels=LABELS):
+    return Targets(rows, labels[rows], np.ones(len(rows)), N_CLASSES)
+
+
+@pytest.mark.parametrize("member", DEFAULT_MEMBERS, ids=lambda member: member.name)
+def test_members_learn_and_repeat_themselves(inputs, member, tmp_path):
+    kind = KINDS[member.kind]
+    train, test = np.flatnonzero(GROUPS < 40), np.flatnonzero(GROUPS >= 40)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    kind.fit(inputs, targets(train), member.params, 0, tmp_path / "a")
+    kind.fit(inputs, targets(train), member.params, 0, tmp_path / "b")
+    probabilities = kind.predict(inputs, test, tmp_path / "a")
+    assert np.array_equal(probabilities, kind.predict(inputs, test, tmp_path / "b"))
+    assert probabilities.shape == (60, N_CLASSES)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert log_loss(probabilities, LABELS[test]) < np.log(N_CLASSES)
+    assert accuracy(probabilities, LABELS[test]) > 0.5
+    assert {path.suffix for path in (tmp_path / "a").iterdir()} <= {".npy", ".json", ".txt"}
+
+
+@pytest.mark.parametrize("member", DEFAULT_MEMBERS[:4], ids=lambda member: member.name)
+def test_a_class_without_training_rows_is_all_but_impossible(inputs, member, tmp_path):
+    kind = KINDS[member.kind]
+    train = np.flatnonzero((GROUPS < 40) & (LABELS != 1))
+    kind.fit(inputs, targets(train), member.params, 0, tmp_path)
+    probabilities = kind.predict(inputs, np.arange(120, 180), tmp_path)
+    assert (probabilities[:, 1] < 1e-6).all()
+    assert np.allclose(probabilities.sum(axis=1), 1)
+
+
+def test_a_weight_is_worth_as_many_copies(inputs, tmp_path):
+    kind, params = KINDS["frozen"], FrozenParams(c=(0.1,))
+    rows = np.arange(90)
+    doubled = np.concatenate([rows, rows[:30]])
+    weights = np.where(rows < 30, 2.0, 1.0)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    kind.fit(inputs, Targets(rows, LABELS[rows], weights, 3), params, 0, tmp_path / "a")
+    kind.fit(inputs, targets(doubled), params, 0, tmp_path / "b")
+    test = np.arange(90, 180)
+    np.testing.assert_allclose(
+        kind.predict(inputs, test, tmp_path / "a"),
+        kind.predict(inputs, test, tmp_path / "b"),
+        atol=2e-2,
+    )
+
+
+def test_centred_member_sees_the_group(inputs, tmp_path):
+    """A shift of a whole group's embedding does not move the centred half of the features."""
+    from stackllm.members.frozen import _features
+
+    shifted = Inputs(
+        inputs.groups, inputs.embedding + 5, inputs.blocks, inputs.names, inputs.counts
+    )
+    plain, moved = _features(inputs, True), _features(shifted, True)
+    half = plain.shape[1] // 2
+    np.testing.assert_allclose(plain[:, half:], moved[:, half:], atol=1e-4)
+    assert not np.allclose(plain[:, :half], moved[:, :half])
+
+
+def test_unknown_views_are_refused():
+    with pytest.raises(UsageError, match='no view "wrds" of a text. Did you mean "words"'):
+        LexicalParams(views=("wrds",))
+
+
+@pytest.fixture(scope="module")
+def design():
+    folds = GROUPS[:120] % 4
+    return Design(LABELS[:120], folds, GROUPS[120:] % 2, GROUPS, N_CLASSES)
+
+
+def noisy(design, strength, seed):
+    draw = np.random.default_rng(seed)
+    scores = draw.normal(size=(design.n_folds + 1, len(LABELS), N_CLASSES))
+    scores[:, np.arange(len(LABELS)), LABELS] += strength
+    soft = np.exp(scores)
+    soft /= soft.sum(axis=2, keepdims=True)
+    return CrossFit(soft[0, :120], soft[1:, 120:])
+
+
+def test_no_label_of_a_fold_moves_its_posterior_or_blend(design):
+    """Turn one fold's labels round: what is predicted for that fold must not change."""
+    models = {"a": noisy(design, 1.0, 0), "b": noisy(design, 0.5, 1)}
+    turned = design.labels.copy()
+    own = design.folds == 2
+    turned[own] = (turned[own] + 1) % N_CLASSES
+    other = Design(turned, design.folds, design.parts, design.groups, N_CLASSES)
+    before, after = (cross_posteriors(models["a"], d, 1) for d in (design, other))
+    for kind in ("rows", "predictions"):
+        one, two = getattr(before, kind), getattr(after, kind)
+        assert np.array_equal(one.oof[own], two.oof[own])
+        assert np.array_equal(one.test[2], two.test[2])
+        assert not np.array_equal(one.oof[~own], two.oof[~own])
+    first, second = (cross_blend(models, d, 1).predictions for d in (design, other))
+    assert np.array_equal(first.oof[own], second.oof[own])
+    assert np.array_equal(first.test[2], second.test[2])
+
+
+def test_the_blend_is_no_worse_than_its_best_model_and_leaves_noise_out(design):
+    models = {
+        "good": noisy(design, 1.5, 0),
+        "fair": noisy(design, 1.0, 1),
+        "noise": noisy(design, 0, 2),
+    }
+    blend = cross_blend(models, design, 1)
+    assert np.allclose(blend.weights.sum(axis=1), 1)
+    assert (blend.weights >= 0).all()
+    weights = dict(zip(blend.names, blend.weights.mean(axis=0), strict=True))
+    assert weights["noise"] < 0.15 < weights["fair"] < weights["good"]
+    losses = {
+        name: log_loss(cross_posteriors(model, design, 1).oof, design.labels)
+        for name, model in {**models, "blend": blend.predictions}.items()
+    }
+    assert losses["blend"] < losses["good"]
+
+
+def test_climbing_one_model_takes_it():
+    logs = np.log(np.full((1, 6, 3), 1 / 3))
+    assert climb(logs, np.repeat([0, 1], 3), np.tile([0, 1, 2], 2), 1).tolist() == [1.0]
+
+
+def test_external_members_are_checked_and_in_sample_ones_warned_of(design, tmp_path):
+    ids = tuple(str(i) for i in range(120)), tuple(f"t{i}" for i in range(60))
+    classes = ("0", "1", "2")
+
+    def write(name, rows, probabilities):
+        lines = [
+            ",".join([i, *(repr(float(x)) for x in p)])
+            for i, p in zip(rows, probabilities, strict=True)
+        ]
+        (tmp_path / name).write_text("id,p_0,p_1,p_2\n" + "\n".join(lines) + "\n")
+        return str(tmp_path / name)
+
+    honest = noisy(design, 1.0, 0)
+    test = write("test.csv", ids[1], honest.test[0])
+    params = ExternalParams("x", write("oof.csv", ids[0], honest.oof), test)
+    read, warnings = read_external(params, design, *ids, classes)
+    assert np.allclose(read.oof, honest.oof)
+    assert read.test.shape == (4, 60, 3)
+    assert warnings == []
+    cheating = np.full((120, 3), 0.005)
+    cheating[np.arange(120), design.labels] = 0.99
+    params = ExternalParams("x", write("in.csv", ids[0], cheating), test)
+    _, warnings = read_external(params, design, *ids, classes)
+    assert "were its OOF rows in its training data?" in warnings[0]
