@@ -102,7 +102,8 @@ def _seed_recipe(run: Path, source: Path) -> dict[str, float]:
     raw, blended = np.empty((len(y), len(classes))), np.empty((len(y), len(classes)))
     for k in range(fold.max() + 1):
         rest = np.flatnonzero(fold != k)
-        targets = Targets(rest, y[rest], np.ones(len(rest)), len(classes))
+        every = np.ones(len(rest))
+        targets = Targets(rest, y[rest], every, every > 0, len(classes))
         with tempfile.TemporaryDirectory() as folder:
             fit_boosting(features[rest], targets, BoostingParams(), 0, Path(folder))
             raw[fold == k] = predict_boosting(features[fold == k], Path(folder))

@@ -81,7 +81,13 @@ def pseudo_targets(
         kept /= np.maximum(kept.sum(axis=1, keepdims=True), 1e-12)
         rows, labels = np.nonzero(kept)
         weights = kept[rows, labels]
-    return Targets(design.n_train + places[rows], labels, params.weight * weights, design.n_classes)
+    return Targets(
+        design.n_train + places[rows],
+        labels,
+        params.weight * weights,
+        np.zeros(len(rows), dtype=bool),
+        design.n_classes,
+    )
 
 
 def audit(

@@ -116,7 +116,8 @@ class Design:
     def true_targets(self, fold: int) -> Targets:
         """The true labels of every fold but one."""
         rows = np.flatnonzero(self.folds != fold)
-        return Targets(rows, self.labels[rows], np.ones(len(rows)), self.n_classes)
+        every = np.ones(len(rows))
+        return Targets(rows, self.labels[rows], every, every.astype(bool), self.n_classes)
 
     def first_fits(self) -> list[Fit]:
         """The models of round 0."""
@@ -171,5 +172,6 @@ def join(first: Targets, second: Targets) -> Targets:
         np.concatenate([first.rows, second.rows]),
         np.concatenate([first.labels, second.labels]),
         np.concatenate([first.weights, second.weights]),
+        np.concatenate([first.given, second.given]),
         first.n_classes,
     )

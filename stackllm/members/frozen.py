@@ -93,11 +93,11 @@ def _standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> n
 def _choose(
     features: np.ndarray, groups: np.ndarray, targets: Targets, params: FrozenParams, seed: int
 ) -> float:
-    """The penalty with the least log loss on a fifth of the training groups."""
+    """The penalty with the least log loss on the given labels of a fifth of the training groups."""
     if len(params.c) == 1:
         return params.c[0]
     held = inner_folds(groups[targets.rows].astype(str), 5, seed) == 0
-    train, test = targets.only(~held), targets.only(held)
+    train, test = targets.only(~held), targets.only(held & targets.given)
     losses = []
     for c in params.c:
         weights, bias = logistic(features[train.rows], train, c, params.max_iter)

@@ -79,7 +79,14 @@ def fit_member(folder: Path, member: Member, fit: Fit, inputs_folder: Path, seed
 def fit_key(fit: Fit) -> str:
     """Digest of what a place trains on and predicts."""
     targets = fit.targets
-    return digest(targets.rows, targets.labels, targets.weights, targets.n_classes, fit.predict)
+    return digest(
+        targets.rows,
+        targets.labels,
+        targets.weights,
+        targets.given,
+        targets.n_classes,
+        fit.predict,
+    )
 
 
 def gather(design: Design, fits: Sequence[Fit], folders: Sequence[Path]) -> CrossFit:

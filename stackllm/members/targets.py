@@ -19,6 +19,9 @@ class Targets:
         Class index, int ``(n,)``.
     weights
         Weight of each entry in the loss, above 0, ``(n,)``.
+    given
+        Whether the label was given, bool ``(n,)``; else it is a pseudo-label, on which no setting
+        may be chosen: it agrees with the models that made it.
     n_classes
         Number of classes.
     """
@@ -26,8 +29,15 @@ class Targets:
     rows: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
+    given: np.ndarray
     n_classes: int
 
     def only(self, keep: np.ndarray) -> Targets:
         """The entries where ``keep``, bool ``(n,)``, holds."""
-        return Targets(self.rows[keep], self.labels[keep], self.weights[keep], self.n_classes)
+        return Targets(
+            self.rows[keep],
+            self.labels[keep],
+            self.weights[keep],
+            self.given[keep],
+            self.n_classes,
+        )

@@ -6,7 +6,8 @@ from scipy.sparse import csr_matrix
 
 from stackllm.data.metrics import accuracy, log_loss
 from stackllm.errors import UsageError
-from stackllm.members.crossfit import CrossFit, Design
+from stackllm.members import frozen
+from stackllm.members.crossfit import CrossFit, Design, join
 from stackllm.members.external import ExternalParams, read_external
 from stackllm.members.frozen import FrozenParams
 from stackllm.members.inputs import VIEWS, Inputs, load_inputs, save_inputs
@@ -43,7 +44,8 @@ def inputs(tmp_path_factory):
 
 
 def targets(rows, labels=LABELS):
-    return Targets(rows, labels[rows], np.ones(len(rows)), N_CLASSES)
+    every = np.ones(len(rows))
+    return Targets(rows, labels[rows], every, every > 0, N_CLASSES)
 
 
 @pytest.mark.parametrize("member", DEFAULT_MEMBERS, ids=lambda member: member.name)
@@ -73,6 +75,23 @@ def test_a_class_without_training_rows_is_all_but_impossible(inputs, member, tmp
     assert np.allclose(probabilities.sum(axis=1), 1)
 
 
+def test_pseudo_labels_choose_no_setting(inputs, tmp_path, monkeypatch):
+    """Every pseudo-label here is class 2 and no given one is: class 2 must never be scored."""
+    scored = []
+
+    def spy(probabilities, labels):
+        scored.append(set(labels.tolist()))
+        return log_loss(probabilities, labels)
+
+    monkeypatch.setattr(frozen, "log_loss", spy)
+    rows = np.flatnonzero(LABELS < 2)
+    given = targets(rows)
+    guessed = np.arange(120, 180)
+    pseudo = Targets(guessed, np.full(60, 2), np.ones(60), np.zeros(60, dtype=bool), N_CLASSES)
+    frozen.fit(inputs, join(given, pseudo), FrozenParams(), 0, tmp_path)
+    assert scored == [{0, 1}] * len(FrozenParams().c)
+
+
 def test_a_weight_is_worth_as_many_copies(inputs, tmp_path):
     kind, params = KINDS["frozen"], FrozenParams(c=(0.1,))
     rows = np.arange(90)
@@ -80,7 +99,9 @@ def test_a_weight_is_worth_as_many_copies(inputs, tmp_path):
     weights = np.where(rows < 30, 2.0, 1.0)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    kind.fit(inputs, Targets(rows, LABELS[rows], weights, 3), params, 0, tmp_path / "a")
+    kind.fit(
+        inputs, Targets(rows, LABELS[rows], weights, weights > 0, 3), params, 0, tmp_path / "a"
+    )
     kind.fit(inputs, targets(doubled), params, 0, tmp_path / "b")
     test = np.arange(90, 180)
     np.testing.assert_allclose(
@@ -104,7 +125,7 @@ def test_centred_member_sees_the_group(inputs, tmp_path):
 
 
 def test_unknown_views_are_refused():
-    with pytest.raises(UsageError, match='no view "wrds" of a text. Did you mean "words"'):
+    with pytest.raises(UsageError, match=r'no view "wrds" of a text\. Did you mean "words"'):
         LexicalParams(views=("wrds",))
 
 
