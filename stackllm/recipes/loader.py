@@ -88,7 +88,10 @@ def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> 
                 raise UsageError(
                     f'{recipe.path}: needs an unknown block "{need}". {did_you_mean(need, known)}'
                 )
-    graph = {block: set(recipe.needs) - {ENCODER_BLOCK} for block, recipe in recipes.items()}
+    graph = {  # lists, not sets: the order must not depend on the process's hash seed
+        block: [need for need in recipe.needs if need != ENCODER_BLOCK]
+        for block, recipe in recipes.items()
+    }
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import polars as pl
 from hypothesis import given
@@ -105,3 +109,20 @@ def test_skeleton_hides_the_subject_and_keeps_the_style():
     assert "\n\n" in a
     assert edges("Sure! Here")[:3] == ["first0 Sure", "first1 !", "first2 Here"]
     assert edges("") == []
+
+
+def test_the_order_of_recipes_does_not_depend_on_the_hash_seed():
+    code = (
+        "from stackllm.recipes.loader import find_recipes; print([r.block for r in find_recipes()])"
+    )
+    orders = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(6)
+    }
+    assert len(orders) == 1
