@@ -52,7 +52,7 @@ def store_model(study: Study, played: Round) -> None:
         "quota": settings.data.quota,
         "encoder": dataclasses.asdict(settings.encoder) if settings.encoder else None,
         "recipes": [recipe.path.name for recipe in recipes],
-        "members": {member.name: member.kind for member in settings.members},
+        "members": [[member.name, member.kind] for member in settings.members],
         "external": [params.name for params in settings.external],
         "fits": [{"name": fit.name, "fold": fit.fold} for fit in played.fits],
         "temperatures": {
@@ -111,9 +111,7 @@ def predict_new(
     folder, _ = build_inputs(f"new-{digest(rows)[:16]}", rows, encoder, recipes, cache, engine)
     inputs = load_inputs(folder)
     quota = model["quota"]
-    members = {
-        name: _member(root, model, name, kind, inputs) for name, kind in model["members"].items()
-    }
+    members = {name: _member(root, model, name, kind, inputs) for name, kind in model["members"]}
     posteriors = {
         name: CrossFit(
             np.empty((0, test.shape[2])),
