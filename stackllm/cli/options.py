@@ -128,7 +128,7 @@ def session(
 
     from stackllm.engine.local import Engine
     from stackllm.engine.progress import Reporter
-    from stackllm.errors import UsageError
+    from stackllm.errors import MissingInputError, UsageError
     from stackllm.settings import read_settings
     from stackllm.store.lock import locked
 
@@ -139,6 +139,9 @@ def session(
         if value is not None:
             overrides.setdefault(_SECTION_OF[option], {})[option] = value
     settings = read_settings(config, overrides)
+    for option, path in (("--truth", truth), ("--sample", settings.data.sample)):
+        if path is not None and not Path(path).is_file():  # said now, not after hours of work
+            raise MissingInputError(f"{path}: there is no such file. Check {option}.")
     reporter = Reporter(quiet)
     n_jobs = jobs or cpu_count()
     root = artifacts / name

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.errors import DataError, UsageError, did_you_mean
 from stackllm.group.files import check_ids, read_frame, shown
 from stackllm.group.shapes import Quota
 from stackllm.group.submission import ID_NAMES, match_classes, suffixes
@@ -90,7 +90,7 @@ def groups_joined(
     found = group_column(frame.columns, column)
     if found is None:
         said = f'no column "{column}"' if column else "no group column"
-        raise MissingInputError(
+        raise DataError(
             f"{path}: there is {said}. {did_you_mean(column or 'group', frame.columns)} "
             "Name it with --group COLUMN."
         )
@@ -136,15 +136,13 @@ def label_column(path: Path, header: Sequence[str], wanted: str | None, id_name:
         If it cannot be told.
     """
     if wanted is not None and wanted not in header:
-        raise MissingInputError(
-            f'{path}: there is no column "{wanted}". {did_you_mean(wanted, header)}'
-        )
+        raise DataError(f'{path}: there is no column "{wanted}". {did_you_mean(wanted, header)}')
     rest = [name for name in header if name != id_name]
     found = wanted or next((name for name in LABEL_NAMES if name in header), None)
     if found is None and len(rest) == 1:
         found = rest[0]
     if found is None:
-        raise MissingInputError(
+        raise DataError(
             f"{path}: no column is named like a label. {did_you_mean('target', header)} "
             "Name it with --target COLUMN."
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from stackllm.errors import DataError, MissingInputError, did_you_mean
+from stackllm.errors import DataError, did_you_mean
 from stackllm.group.files import check_ids, read_frame, shown
 from stackllm.group.shapes import Floats
 
@@ -159,9 +159,7 @@ def _id_of(path: Path, header: Sequence[str], name: str | None, usual: Sequence[
     if name is None:
         return next((known for known in usual if known in header), header[0])
     if name not in header:
-        raise MissingInputError(
-            f'{path}: there is no column "{name}". {did_you_mean(name, header)}'
-        )
+        raise DataError(f'{path}: there is no column "{name}". {did_you_mean(name, header)}')
     return name
 
 

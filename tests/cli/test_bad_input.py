@@ -26,6 +26,20 @@ def test_nothing_there(tmp_path):
     refused(tmp_path, 66, "train.csv and test.csv: there is no such file", "stack", *PLAIN)
 
 
+@pytest.mark.parametrize("option", ["--truth", "--sample"])
+def test_files_that_are_needed_last_are_missed_first(contest, option):
+    refused(
+        contest,
+        66,
+        f"no.csv: there is no such file. Check {option}",
+        "stack",
+        option,
+        "no.csv",
+        *PLAIN,
+    )
+    assert not (contest / "artifacts").exists()
+
+
 def test_unknown_command_and_option(contest):
     refused(contest, 2, 'there is no command "stak". Did you mean "stack"?', "stak")
     refused(contest, 2, "No such option", "stack", "--fold", "5")

@@ -297,8 +297,8 @@ def test_a_folder_a_missing_file_and_a_missing_column(folder: Path) -> None:
     assert "no such file" in refused(folder, 66, "nowhere.csv")
     (folder / "sub").mkdir()
     refused(folder, 74, "sub")
-    assert 'no column "idd"' in refused(folder, 66, "sub.csv", "--id", "idd")
-    assert 'no column "q"' in refused(folder, 66, "sub.csv", "--group", "q")
+    assert 'no column "idd"' in refused(folder, 65, "sub.csv", "--id", "idd")
+    assert 'no column "q"' in refused(folder, 65, "sub.csv", "--group", "q")
 
 
 def test_ids_missing_on_either_side(folder: Path) -> None:
