@@ -149,18 +149,18 @@ def test_signals_stop_with_their_code(tmp_path, number, status):
 
 
 def test_labels_shuffled_within_groups_score_chance(tmp_path):
+    """In one draw. Over many draws the stack is a little above chance: docs/LOG.md, the open leak."""
     folder = write_table(tmp_path, 60, 24, signal=False, seed=3)
     done = stackllm("run", *PLAIN, "--json", "--truth", "solution.csv", cwd=folder)
     board = pl.DataFrame(json.loads(done.stdout)["leaderboard"])
     chance = np.log(3)
+    accuracy_error = np.sqrt(1 / 3 * 2 / 3 / 180)
     for row in board.iter_rows(named=True):
         where = f"{row['model']} of round {row['round']}"
         assert abs(row["posterior"] - chance) < 2 * row["posterior_se"], where
         assert abs(row["raw"] - chance) < 2 * row["raw_se"], where
-        assert abs(row["accuracy"] - 1 / 3) < 0.12, (
-            where
-        )  # two standard errors of 180 rows are 0.07
-        assert row["test_posterior"] > chance - 2 * max(row["test_se"], 1e-3), where
+        assert abs(row["accuracy"] - 1 / 3) < 2 * accuracy_error, where
+        assert row["test_posterior"] > chance - 2 * row["test_se"], where
 
 
 def test_zero_rounds_is_the_plain_stack(played, tmp_path):
