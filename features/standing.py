@@ -4,7 +4,7 @@ import polars as pl
 
 from stackllm.recipes.within import standing
 
-NEEDS = ("text", "likelihood", "overlap")
+NEEDS = ("text", "likelihood", "overlap", "asked")
 
 
 def build(frame: pl.DataFrame) -> pl.DataFrame:

@@ -4,7 +4,7 @@ import polars as pl
 
 from stackllm.recipes.within import aggregate
 
-NEEDS = ("text", "likelihood", "overlap")
+NEEDS = ("text", "likelihood", "overlap", "asked")
 
 MAIN = (
     "text_characters",
@@ -20,4 +20,5 @@ MAIN = (
 
 
 def build(frame: pl.DataFrame) -> pl.DataFrame:
-    return aggregate(frame, [name for name in MAIN if name in frame.columns])
+    ratings = [name for name in frame.columns if name.startswith("asked_")]
+    return aggregate(frame, [*(name for name in MAIN if name in frame.columns), *ratings])

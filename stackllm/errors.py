@@ -6,8 +6,10 @@
     ├── UsageError           2   an option or parameter has no sense
     ├── DataError           65   a file was read and what it says is wrong
     ├── MissingInputError   66   a file or package that is needed is not there
+    ├── ServerError         69   a server is out of reach or does not answer as it must
     ├── StorageError        74   reading or writing failed, or an artifact is corrupt
-    └── LockedError         75   another process is writing this run
+    ├── LockedError         75   another process is writing this run
+    └── BudgetError         75   --max-requests is used up; the same command goes on
 
 The number is the process's exit status. The command line catches ``StackllmError`` and nothing
 else, so a message is one sentence that says what is wrong, where, and what to do next.
@@ -43,6 +45,12 @@ class MissingInputError(StackllmError):
     exit_code = 66
 
 
+class ServerError(StackllmError):
+    """A server is out of reach, turns us away, or gives no answers."""
+
+    exit_code = 69
+
+
 class StorageError(StackllmError):
     """Reading or writing failed, or a stored artifact is corrupt."""
 
@@ -51,6 +59,12 @@ class StorageError(StackllmError):
 
 class LockedError(StackllmError):
     """Another process is writing this run."""
+
+    exit_code = 75
+
+
+class BudgetError(StackllmError):
+    """As many requests as allowed have been sent; every answer is kept."""
 
     exit_code = 75
 

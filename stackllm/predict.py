@@ -12,25 +12,30 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stackllm.data.predictions import log_average
+from stackllm.data.predictions import log_blend
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import MissingInputError, UsageError
 from stackllm.llm.encode import EncoderParams
+from stackllm.llm.rater import RaterParams
+from stackllm.llm.transport import ServerParams
 from stackllm.members.boosting import predict_boosting
 from stackllm.members.build import build_inputs
 from stackllm.members.crossfit import CrossFit, Fit
 from stackllm.members.inputs import Inputs, load_inputs
-from stackllm.members.registry import KINDS
+from stackllm.members.registry import KINDS, Member
+from stackllm.members.stage import places_of
 from stackllm.recipes.loader import find_recipes
+from stackllm.settings import build
 from stackllm.stack.features import stack_features
 from stackllm.stack.posteriors import fold_posteriors
 from stackllm.stack.round import Round
 from stackllm.store.digest import digest
-from stackllm.store.units import Unit, make_unit, open_unit
+from stackllm.store.units import Unit, make_unit, open_unit, stored_key
 from stackllm.study import Study
 
 VERSION = 1
 _UNIT = "model"
+_STACK = "stack"
 
 
 def store_model(study: Study, played: Round) -> None:
@@ -45,21 +50,32 @@ def store_model(study: Study, played: Round) -> None:
     """
     settings, table = study.settings, study.table
     without = () if settings.encoder else ("encoder",)
-    recipes = find_recipes(settings.recipes, without)
+    recipes = find_recipes(settings.recipes, without, settings.rater.ask)
+    places = _places(study, played.fits)
     content = {
         "classes": list(table.classes),
         "id_name": table.id_name,
         "quota": settings.data.quota,
         "encoder": dataclasses.asdict(settings.encoder) if settings.encoder else None,
+        "rater": dataclasses.asdict(settings.rater),
         "recipes": [recipe.path.name for recipe in recipes],
-        "members": [[member.name, member.kind] for member in settings.members],
+        "members": [
+            {
+                "name": member.name,
+                "kind": member.kind,
+                "params": dataclasses.asdict(member.of_one_model),
+            }
+            for member in settings.members
+        ],
         "external": [params.name for params in settings.external],
-        "fits": [{"name": fit.name, "fold": fit.fold} for fit in played.fits],
+        "places": places,
         "temperatures": {
             name: found.temperatures.tolist() for name, found in played.posteriors.items()
         },
         "blend": {"names": list(played.blend.names), "weights": played.blend.weights.tolist()},
-        "units": _unit_keys(study.engine.root, settings.members, played.fits),
+        "units": {
+            path: stored_key(study.engine.root / path) for own in places.values() for _, path in own
+        },
     }
 
     def fill(folder: Path) -> None:
@@ -67,11 +83,15 @@ def store_model(study: Study, played: Round) -> None:
         for recipe in recipes:
             shutil.copyfile(recipe.path, folder / recipe.path.name)
 
-    study.engine.ensure("model", [Task(make_unit(_UNIT, VERSION, content), fill)])
+    study.engine.ensure("model", [Task(make_unit(_UNIT, VERSION, content), fill, here=True)])
 
 
 def predict_new(
-    root: Path, rows: pl.DataFrame, cache: Engine, engine: Engine
+    root: Path,
+    rows: pl.DataFrame,
+    cache: Engine,
+    engine: Engine,
+    server: ServerParams | None = None,
 ) -> tuple[pl.DataFrame, np.ndarray]:
     """Posteriors of new rows.
 
@@ -83,6 +103,8 @@ def predict_new(
         ``row_id, group_id, question, response`` of whole groups.
     cache, engine
         Engines over the shared folder and the run's.
+    server
+        How a server may be used, if the run asked one. None takes the defaults.
 
     Returns
     -------
@@ -108,10 +130,22 @@ def predict_new(
         )
     encoder = EncoderParams(**_tuples(model["encoder"])) if model["encoder"] else None
     recipes = tuple(str(recipe_folder / name) for name in model["recipes"])
-    folder, _ = build_inputs(f"new-{digest(rows)[:16]}", rows, encoder, recipes, cache, engine)
+    stored = [
+        Member(
+            entry["name"],
+            entry["kind"],
+            build(str(root), KINDS[entry["kind"]].params(), entry["params"]),
+        )
+        for entry in model["members"]
+    ]
+    rater = RaterParams(**{**_tuples(model["rater"]), "ask": ()})  # its recipes are in the model
+    folder, _ = build_inputs(
+        f"new-{digest(rows)[:16]}", rows, encoder, recipes, cache, engine,
+        trunks=[member.trunk for member in stored if member.trunk], rater=rater, server=server,
+    )  # fmt: skip
     inputs = load_inputs(folder)
     quota = model["quota"]
-    members = {name: _member(root, model, name, kind, inputs) for name, kind in model["members"]}
+    members = {member.name: _member(root, model, member, inputs) for member in stored}
     posteriors = {
         name: CrossFit(
             np.empty((0, test.shape[2])),
@@ -125,7 +159,7 @@ def predict_new(
     models = {**members, "stack": _stack(root, model, crossfits, posteriors, inputs)}
     blended = np.stack(
         [
-            log_average(
+            log_blend(
                 np.stack([models[name][fold] for name in model["blend"]["names"]]),
                 np.array(weights),
             )
@@ -143,28 +177,27 @@ def predict_new(
 
 def _open_model(root: Path) -> tuple[dict[str, Any], Path]:
     folder = root / _UNIT
-    try:
-        key = json.loads((folder / "manifest.json").read_text())["key"]
-    except (OSError, ValueError, KeyError) as error:
+    if not folder.is_dir():
         raise MissingInputError(
             f'{root}: there is no finished model here. Run "stackllm stack" or "stackllm run" first, or give --name.'
-        ) from error
-    open_unit(root, Unit(_UNIT, key))
+        )
+    open_unit(root, Unit(_UNIT, stored_key(folder)))
     return json.loads((folder / "model.json").read_text()), folder
 
 
-def _unit_keys(root: Path, members: Sequence[Any], fits: Sequence[Fit]) -> dict[str, str]:
-    paths = [f"members/{member.name}/{fit.name}" for member in members for fit in fits]
-    paths += [f"stack/models/{fit.name}" for fit in fits]
-    return {path: json.loads((root / path / "manifest.json").read_text())["key"] for path in paths}
+def _places(study: Study, fits: Sequence[Fit]) -> dict[str, list[tuple[int, str]]]:
+    """Fold and unit of each model of each member and of the stack."""
+    places = {
+        member.name: [(p.fit.fold, p.path) for p in places_of(member, fits, study.design)]
+        for member in study.settings.members
+    }
+    return {**places, _STACK: [(fit.fold, f"stack/models/{fit.name}") for fit in fits]}
 
 
-def _member(root: Path, model: dict[str, Any], name: str, kind: str, inputs: Inputs) -> np.ndarray:
+def _member(root: Path, model: dict[str, Any], member: Member, inputs: Inputs) -> np.ndarray:
     """Predictions of each fold's models, ``(n_folds, n_rows, n_classes)``."""
-    rows = np.arange(len(inputs.groups))
-    return _by_fold(
-        root, model, f"members/{name}", lambda folder, _: KINDS[kind].predict(inputs, rows, folder)
-    )
+    rows, kind = np.arange(len(inputs.groups)), KINDS[member.kind]
+    return _by_fold(root, model, member.name, lambda folder, _: kind.predict(inputs, rows, folder))
 
 
 def _stack(
@@ -177,7 +210,7 @@ def _stack(
     return _by_fold(
         root,
         model,
-        "stack/models",
+        _STACK,
         lambda folder, fold: predict_boosting(
             stack_features(fold, members, posteriors, inputs.blocks, inputs.names, inputs.groups),
             folder,
@@ -185,12 +218,11 @@ def _stack(
     )
 
 
-def _by_fold(root: Path, model: dict[str, Any], stage: str, predict: Any) -> np.ndarray:
+def _by_fold(root: Path, model: dict[str, Any], name: str, predict: Any) -> np.ndarray:
     found: dict[int, list[np.ndarray]] = {}
-    for fit in model["fits"]:
-        path = f"{stage}/{fit['name']}"
+    for fold, path in model["places"][name]:
         folder = open_unit(root, Unit(path, model["units"][path]))
-        found.setdefault(fit["fold"], []).append(predict(folder, fit["fold"]))
+        found.setdefault(fold, []).append(predict(folder, fold))
     return np.stack([np.mean(found[fold], axis=0) for fold in sorted(found)])
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from stackllm.data.table import TableParams
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
 from stackllm.llm.encode import EncoderParams
+from stackllm.llm.rater import RaterParams
+from stackllm.llm.transport import ServerParams
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.external import ExternalParams
 from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member
@@ -54,7 +56,7 @@ class Settings:
 
     Parameters
     ----------
-    data, run, encoder, stack, pseudo
+    data, run, encoder, rater, server, stack, pseudo
         Settings of each step. ``encoder`` None leaves the LLM out, and what needs it.
     members
         Members that stackllm trains.
@@ -67,6 +69,8 @@ class Settings:
     data: TableParams = field(default_factory=TableParams)
     run: RunParams = field(default_factory=RunParams)
     encoder: EncoderParams | None = field(default_factory=EncoderParams)
+    rater: RaterParams = field(default_factory=RaterParams)
+    server: ServerParams = field(default_factory=ServerParams)
     stack: BoostingParams = DEFAULT_STACK
     pseudo: PseudoParams = field(default_factory=PseudoParams)
     members: tuple[Member, ...] = DEFAULT_MEMBERS
@@ -74,7 +78,7 @@ class Settings:
     recipes: tuple[str, ...] = ()
 
 
-_SECTIONS = ("data", "run", "encoder", "stack", "pseudo")
+_SECTIONS = ("data", "run", "encoder", "rater", "server", "stack", "pseudo")
 
 
 def read_settings(path: Path | None, overrides: dict[str, dict[str, Any]]) -> Settings:
@@ -184,9 +188,13 @@ def build(where: str, default: Any, given: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name not in fields:
             raise DataError(f'{where}: there is no "{name}". {did_you_mean(name, fields)}')
-        checked[name] = _typed(
-            f"{where}: {name}", value, getattr(default, name), str(fields[name].type)
-        )
+        current = getattr(default, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise DataError(f"{where}: {name} must be a table of keys and values.")
+            checked[name] = build(f"{where}.{name}", current, value)
+            continue
+        checked[name] = _typed(f"{where}: {name}", value, current, str(fields[name].type))
     return dataclasses.replace(default, **checked)
 
 
@@ -197,15 +205,15 @@ def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
     if "float" in declared and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     kinds = {
-        "str": str,
-        "Literal": str,
-        "Dtype": str,
-        "bool": bool,
-        "int": int,
-        "float": float,
-        "tuple": tuple,
-    }
-    wanted = tuple(kind for name, kind in kinds.items() if declared.startswith(name))
+        "str": str, "Literal": str, "Dtype": str, "Precision": str, "Keep": str,
+        "bool": bool, "int": int, "float": float, "tuple": tuple,
+    }  # fmt: skip
+    wanted = tuple(
+        kind
+        for alternative in declared.split(" | ")
+        for name, kind in kinds.items()
+        if alternative.startswith(name)
+    )
     if value is None and "None" in declared:
         return value
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
@@ -225,16 +233,20 @@ def _members(where: str, entries: Any) -> tuple[tuple[Member, ...], tuple[Extern
                 raise DataError(f'{label}: an external member needs "{sorted(lacking)[0]}".')
             given = {name: value for name, value in entry.items() if name != "kind"}
             external.append(build(label, ExternalParams("", "", ""), given))
+        elif kind == "default":
+            members += DEFAULT_MEMBERS
         elif kind in KINDS:
             given = {name: value for name, value in entry.items() if name not in ("kind", "name")}
             params = build(label, KINDS[kind].params(), given)
             members.append(Member(str(entry.get("name", kind)), kind, params))
         else:
             raise DataError(
-                f'{label}: there is no kind "{kind}". {did_you_mean(str(kind), [*KINDS, "external"])}'
+                f'{label}: there is no kind "{kind}". {did_you_mean(str(kind), [*KINDS, "external", "default"])}'
             )
     names = [member.name for member in members] + [member.name for member in external]
     for name in names:
+        if name in ("stack", "blend"):
+            raise DataError(f'{where}: "{name}" is a model of its own. Call the member otherwise.')
         if names.count(name) > 1:
             raise DataError(
                 f'{where}: two members are called "{name}". Give each a name of its own.'

@@ -61,14 +61,18 @@ def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
         engine.reporter.say(note)
     rows = table.rows()
     design = _design(table, settings, engine)
-    inputs, key = build_inputs("table", rows, settings.encoder, settings.recipes, cache, engine)
+    trunks = [member.trunk for member in settings.members if member.trunk]
+    inputs, key = build_inputs(
+        "table", rows, settings.encoder, settings.recipes, cache, engine,
+        trunks=trunks, rater=settings.rater, server=settings.server,
+    )  # fmt: skip
     return Study(settings, table, design, inputs, key, engine)
 
 
 def _design(table: Table, settings: Settings, engine: Engine) -> Design:
     """Folds and parts as they were dealt the first time, read from where they are stored."""
     run = settings.run
-    unit = make_unit("folds", VERSION, digest(table.train, table.test, table.classes), run)
+    unit = make_unit("folds", VERSION, digest(table.train, table.test, table.classes), params=run)
 
     def fill(folder: Path) -> None:
         train, test = table.train["group_id"].to_numpy(), table.test["group_id"].to_numpy()
@@ -78,7 +82,7 @@ def _design(table: Table, settings: Settings, engine: Engine) -> Design:
         _key_table(table.train, "fold", folds).write_parquet(folder / "folds.parquet")
         _key_table(table.test, "part", parts).write_parquet(folder / "parts.parquet")
 
-    folder = engine.ensure("folds", [Task(unit, fill)])[0]
+    folder = engine.ensure("folds", [Task(unit, fill, here=True)])[0]
     groups = pl.concat([table.train["group_id"], table.test["group_id"]])
     codes = np.unique(groups.to_numpy(), return_inverse=True)[1]
     return Design(

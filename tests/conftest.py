@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import polars as pl
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py
+
+# how long an example takes says more about the machine than about the code
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 VOICES = ("terse", "bullets", "shouting")
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "All four steps.",
     "predict": "Apply a run's stored models to new groups.",
     "runs": "List all runs with their scores.",
+    "clean": "Remove runs or parts of the cache.",
     "doctor": "Check what this machine has and what would be used.",
 }
 """Name and one-line help of each command; its module is imported only when it is used."""
@@ -70,8 +71,9 @@ def cli() -> None:
       stackllm pseudo --rounds 2
       stackllm optim submission.csv
 
-    Exit codes: 0 ok, 2 usage, 65 bad data, 66 missing input, 74 reading or writing failed,
-    75 locked by another process, 130 and 143 interrupted.
+    Exit codes: 0 ok, 2 usage, 65 bad data, 66 missing input, 69 server out of reach,
+    74 reading or writing failed, 75 locked by another process or --max-requests used up, 130 and
+    143 interrupted.
 
     Shell completion: eval "$(_STACKLLM_COMPLETE=bash_source stackllm)" (or zsh_source, fish_source).
     """
@@ -79,9 +81,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every foreseen error becomes one sentence and an exit code."""
-    import signal
+    from stackllm.cli.signals import StoppedError, catch_signals, farewell
 
-    signal.signal(signal.SIGTERM, _terminate)
+    catch_signals()
     try:
         status = cli.main(prog_name="stackllm", standalone_mode=False)
     except StackllmError as error:
@@ -92,20 +94,25 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the same command again goes on from here.", err=True)
+    except click.Abort:
         status = 130
-    except _TerminatedError:
-        click.echo("terminated; the same command again goes on from here.", err=True)
-        status = 143
+    except StoppedError as error:
+        click.echo(farewell(error.number), err=True)
+        status = error.status
     except BrokenPipeError:
+        status = 74
+    except OSError as error:  # what nobody foresaw of a disk that is full or gone
+        click.echo(f"error: {_sentence(error)}", err=True)
+        status = 74
+    except MemoryError:
+        click.echo("error: there is not enough memory. Run with --jobs 1 or fewer rows.", err=True)
         status = 74
     sys.exit(status if isinstance(status, int) else 0)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM, on its way up through every ``finally``."""
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise _TerminatedError
+def _sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}the system refused to read or write: {error.strerror or error}. "
+        "The same command goes on once this is mended."
+    )

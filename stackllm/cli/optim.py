@@ -81,8 +81,13 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
     help="Above 1 flattens. [default: 1, or with --fit the best]",
 )
 @click.option("--renormalise", is_flag=True, help="Scale rows that do not sum to 1.")
+@click.option(
+    "--csv-safe", is_flag=True, help="Make texts that a spreadsheet would run as formulas harmless."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an account as JSON.")
-def optim(submission: Path, output: str | None, as_json: bool, **options: Any) -> None:
+def optim(
+    submission: Path, output: str | None, as_json: bool, csv_safe: bool, **options: Any
+) -> None:
     """Improve a submission of grouped probabilities by what the quotas tell.
 
     SUB.csv has an id column and a column a class. Rows that belong together come from a group
@@ -95,8 +100,9 @@ def optim(submission: Path, output: str | None, as_json: bool, **options: Any) -
       stackllm optim submission.csv --fit oof.csv --fit-truth train.csv -o better.csv
       stackllm optim submission.csv --quota 2,1,1 --method assignment -o - | head
     """
+    from stackllm.data.files import write_frame
+    from stackllm.data.spreadsheet import spreadsheet_safe
     from stackllm.errors import UsageError
-    from stackllm.group.files import write_frame
     from stackllm.group.improve import Columns, Request, describe, improve
 
     if output == "-" and as_json:
@@ -105,7 +111,7 @@ def optim(submission: Path, output: str | None, as_json: bool, **options: Any) -
     columns = Columns(**{name: options.pop(name) for name in ("id", "group", "target", "labels")})
     target = _target(submission, output)
     outcome = improve(Request(submission, **options), columns)
-    write_frame(outcome.frame, target)
+    write_frame(spreadsheet_safe(outcome.frame) if csv_safe else outcome.frame, target)
     account = {**outcome.account, "output": output if target is None else str(target)}
     if as_json:
         click.echo(json.dumps(account, ensure_ascii=False, allow_nan=False, default=str))

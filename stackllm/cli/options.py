@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +15,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SECTION_OF = {
     "train": "data", "test": "data", "id": "data", "group": "data", "text": "data", "target": "data",
-    "question": "data", "quota": "data", "sample": "data",
+    "question": "data", "quota": "data", "sample": "data", "csv_safe": "data",
     "folds": "run", "parts": "run", "seed": "run",
     "backbone": "encoder", "rounds": "pseudo", "labels": "pseudo",
+    "ask": "rater", "max_requests": "server",
 }  # fmt: skip
 
 
@@ -65,6 +67,12 @@ def data_options(command: Command) -> Command:
                 "--sample", metavar="FILE", help="Sample submission whose columns to copy."
             ),
             click.option(
+                "--csv-safe",
+                is_flag=True,
+                default=None,
+                help="Make ids in CSV exports harmless to spreadsheets.",
+            ),
+            click.option(
                 "--truth",
                 metavar="FILE",
                 type=Path,
@@ -82,6 +90,17 @@ def data_options(command: Command) -> Command:
             ),
             click.option(
                 "--recipe", "recipes", multiple=True, metavar="FILE", help="A further recipe file."
+            ),
+            click.option(
+                "--ask",
+                multiple=True,
+                metavar="BLOCK",
+                help="Turn on an asked recipe, such as gpt_rating or category.",
+            ),
+            click.option(
+                "--max-requests",
+                type=click.IntRange(0),
+                help="Stop after so many requests to a server, with exit code 75.",
             ),
             click.option("--config", type=Path, metavar="FILE", help="Settings.  [stackllm.toml]"),
         ]
@@ -103,8 +122,18 @@ def run_options(command: Command) -> Command:
                 help="Folder of runs.",
             ),
             click.option(
-                "--jobs", type=click.IntRange(1), help="Worker processes.  [number of cores]"
+                "--jobs",
+                type=click.IntRange(1),
+                help="Units side by side.  [number of cores or workers]",
             ),
+            click.option(
+                "--engine",
+                type=click.Choice(["local", "dask", "ray"]),
+                default="local",
+                show_default=True,
+                help="Whose workers run units.",
+            ),
+            click.option("--address", metavar="ADDRESS", help="Of a dask scheduler or ray head."),
             click.option(
                 "--dry-run", is_flag=True, help="List what would run and why, and run nothing."
             ),
@@ -120,23 +149,27 @@ def run_options(command: Command) -> Command:
 
 @contextmanager
 def session(
-    *, name: str, artifacts: Path, jobs: int | None, dry_run: bool, as_json: bool, quiet: bool,
+    *, name: str, artifacts: Path, jobs: int | None, engine: str, address: str | None, dry_run: bool, as_json: bool, quiet: bool,
     config: Path | None, truth: Path | None, recipes: tuple[str, ...], **given: Any,
 ) -> Iterator[Session]:  # fmt: skip
     """Settings, engines and the run's lock out of the shared options."""
     from joblib import cpu_count
 
     from stackllm.engine.local import Engine
+    from stackllm.engine.pools import open_pool
     from stackllm.engine.progress import Reporter
     from stackllm.errors import MissingInputError, UsageError
     from stackllm.settings import read_settings
+    from stackllm.store.folder import open_folder
     from stackllm.store.lock import locked
 
-    if not name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum() or name[0] in ".-":
+    if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(f'--name may hold letters, digits, ".", "_" and "-" only, not "{name}".')
+    if name.lower() == "cache":  # where runs keep what they share
+        raise UsageError("--name: choose another than cache, which is the folder that runs share.")
     overrides: dict[str, dict[str, Any]] = {"recipes": {"files": recipes}}
     for option, value in given.items():
-        if value is not None:
+        if value not in (None, ()):
             overrides.setdefault(_SECTION_OF[option], {})[option] = value
     settings = read_settings(config, overrides)
     for option, path in (("--truth", truth), ("--sample", settings.data.sample)):
@@ -145,7 +178,13 @@ def session(
     reporter = Reporter(quiet)
     n_jobs = jobs or cpu_count()
     root = artifacts / name
-    with locked(root):
-        engine = Engine(root, n_jobs, reporter, dry_run)
-        cache = Engine(artifacts / "cache", n_jobs, reporter, dry_run)
-        yield Session(settings, engine, cache, as_json, truth)
+    shared = artifacts / "cache"
+    with locked(root), ExitStack() as stack:
+        open_folder(shared, shared=True)
+        pool = open_pool(engine, address, n_jobs)
+        if pool:
+            stack.callback(pool.close)
+            n_jobs = jobs or pool.slots
+        runner = Engine(root, n_jobs, reporter, dry_run, pool)
+        cache = Engine(shared, n_jobs, reporter, dry_run, pool)
+        yield Session(settings, runner, cache, as_json, truth)

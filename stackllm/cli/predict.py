@@ -29,13 +29,18 @@ def predict(new: Path, output: Path | None, **options: Any) -> None:
       stackllm predict new.csv --name ten -o answers.csv
     """
     with session(**options) as opened:
+        from stackllm.data.spreadsheet import spreadsheet_safe
         from stackllm.data.table import read_new
         from stackllm.predict import predict_new
         from stackllm.store.atomic import write_file
 
         rows = read_new(new, opened.settings.data)
-        frame, _ = predict_new(opened.engine.root, rows, opened.cache, opened.engine)
+        frame, _ = predict_new(
+            opened.engine.root, rows, opened.cache, opened.engine, opened.settings.server
+        )
         target = output or new.with_suffix(".predictions.csv")
+        if opened.settings.data.csv_safe:
+            frame = spreadsheet_safe(frame)
         write_file(target, frame.write_csv)
         click.echo(
             json.dumps({"output": str(target), "rows": frame.height})

@@ -13,14 +13,23 @@ import click
     "--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def runs(artifacts: Path, as_json: bool) -> None:
+@click.option("--sizes", is_flag=True, help="What takes up room instead; see stackllm clean.")
+def runs(artifacts: Path, as_json: bool, sizes: bool) -> None:
     """List all runs: rows, folds, seed, members, and the out-of-fold score of each round.
 
     \b
     Examples:
       stackllm runs
       stackllm runs --json
+      stackllm runs --sizes
     """
+    if sizes:
+        from stackllm.report import housekeeping
+
+        parts = housekeeping.sizes(artifacts)
+        listed = {"sizes": [vars(part) for part in parts]}
+        click.echo(json.dumps(listed) if as_json else housekeeping.render_sizes(parts, artifacts))
+        return
     from stackllm.report.logbook import read_runs, render_runs
 
     found = read_runs(artifacts)

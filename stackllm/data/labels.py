@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from stackllm.data.files import read_table
+from stackllm.data.files import check_text, read_table
 from stackllm.errors import DataError, did_you_mean
 
 
@@ -40,6 +40,7 @@ def read_truth(path: Path, row_ids: tuple[str, ...], classes: tuple[str, ...]) -
         raise DataError(
             f'{path}: there is no label column "target". {did_you_mean("target", frame.columns)}'
         )
+    check_text(path, frame, (id_name, label or others[0]))
     pairs = frame.select(pl.col(id_name, label or others[0]).cast(pl.String))
     known = dict(pairs.iter_rows())
     absent = [row_id for row_id in row_ids if row_id not in known]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from stackllm.data.files import read_table
-from stackllm.errors import DataError, did_you_mean
+from stackllm.data.submission import read_submission
+from stackllm.errors import DataError
 from stackllm.store.atomic import write_file
 
 FLOOR = 1e-9
@@ -53,25 +53,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return result
 
 
-def log_average(stack: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Normalised geometric mean over the first axis of ``(n_models, n_rows, n_classes)``."""
-    return softmax(np.average(log_probabilities(stack), axis=0, weights=weights))
+def log_blend(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Normalised product of powers over the first axis of ``(n_models, n_rows, n_classes)``.
 
-
-def label_columns(columns: list[str], classes: tuple[str, ...]) -> list[str] | None:
-    """Which columns hold which class: by name, else by a common prefix (``target_3`` ↔ ``3``).
-
-    Returns
-    -------
-    list[str] or None
-        Column of each class, in the order of ``classes``; None if they do not match.
+    Weights that sum to 1 give a weighted geometric mean; a smaller sum is flatter, and 0 is uniform.
     """
-    if set(classes) <= set(columns):
-        return list(classes)
-    for prefix in {name[: -len(classes[0])] for name in columns if name.endswith(classes[0])}:
-        if all(prefix + label in columns for label in classes):
-            return [prefix + label for label in classes]
-    return None
+    return softmax(np.tensordot(weights, log_probabilities(stack), axes=1))
 
 
 def read_predictions(path: Path, row_ids: tuple[str, ...], classes: tuple[str, ...]) -> np.ndarray:
@@ -94,54 +81,18 @@ def read_predictions(path: Path, row_ids: tuple[str, ...], classes: tuple[str, .
     Raises
     ------
     MissingInputError, DataError, StorageError
-        With the file, column and first row that is wrong.
+        As :func:`stackllm.data.submission.read_submission`, or if a row is not there.
     """
-    frame = read_table(path)
-    id_name = next((name for name in ("row_id", "id") if name in frame.columns), frame.columns[0])
-    columns = label_columns([name for name in frame.columns if name != id_name], classes)
-    if columns is None:
-        raise DataError(
-            f'{path}: no column for class "{classes[0]}". {did_you_mean(classes[0], frame.columns)}'
-        )
-    ids = frame[id_name].cast(pl.String)
-    if ids.is_duplicated().any():
-        raise DataError(
-            f'{path}: id {ids.filter(ids.is_duplicated())[0]} occurs more than once in "{id_name}".'
-        )
-    place = {row_id: i for i, row_id in enumerate(ids.to_list())}
+    submission = read_submission(path, id_names=("row_id", "id"), classes=classes)
+    place = {row_id: i for i, row_id in enumerate(submission.frame[submission.id].to_list())}
     absent = [row_id for row_id in row_ids if row_id not in place]
     if absent:
         raise DataError(
             f"{path}: {len(absent)} of {len(row_ids)} rows have no prediction (first: id {absent[0]})."
         )
-    values = frame.select(pl.col(columns).cast(pl.Float64, strict=False)).to_numpy()
-    probabilities = values[[place[row_id] for row_id in row_ids]].astype(np.float64)
-    check_probabilities(path, probabilities, row_ids)
-    return probabilities
-
-
-def check_probabilities(path: Path, probabilities: np.ndarray, row_ids: tuple[str, ...]) -> None:
-    """Refuse what is no probability.
-
-    Raises
-    ------
-    DataError
-        If a value is not a number from 0 to 1, or a row does not sum to 1 within 1e-4.
-    """
-    bad = ~np.isfinite(probabilities) | (probabilities < 0) | (probabilities > 1)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise DataError(
-            f"{path}: {int(bad.any(axis=1).sum())} rows hold something that is no probability "
-            f"(first: id {row_ids[row]}, class number {column}: {probabilities[row, column]})."
-        )
-    off = np.abs(probabilities.sum(axis=1) - 1) > 1e-4
-    if off.any():
-        row = int(np.flatnonzero(off)[0])
-        raise DataError(
-            f"{path}: {int(off.sum())} rows do not sum to 1 (first: id {row_ids[row]} sums to "
-            f"{probabilities[row].sum():.6g}). Normalise them."
-        )
+    probabilities = submission.probabilities[[place[row_id] for row_id in row_ids]]
+    normalised: np.ndarray = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return normalised
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from stackllm.data.files import read_table
+from stackllm.data.files import check_text, read_table
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
 
 
@@ -36,6 +36,8 @@ class TableParams:
         How often each class stands in one group.
     sample
         A sample submission, whose id column and column order the submission copies.
+    csv_safe
+        Put an apostrophe before ids in CSV exports that a spreadsheet would run as formulas.
     """
 
     train: str = "train.csv"
@@ -47,6 +49,7 @@ class TableParams:
     question: str | None = None
     quota: int = 1
     sample: str | None = None
+    csv_safe: bool = False
 
     def __post_init__(self) -> None:
         if self.quota < 1:
@@ -186,6 +189,7 @@ def _read_rows(
     if lacking:
         return pl.DataFrame()
     id_column = params.id or "id"
+    check_text(path, raw, [name for name in (*wanted, id_column) if name in raw.columns])
     if id_column in raw.columns:
         ids = raw[id_column].cast(pl.String).fill_null("")
         problems += _id_problems(path, id_column, ids)

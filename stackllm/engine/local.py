@@ -1,23 +1,26 @@
-"""Who runs units: worker processes of this machine, through joblib.
+"""Who runs units: this process, or the workers of a pool.
 
 A unit computes on one thread and gets its parallelism from its fellows, so that what it computes
-does not depend on how many cores there are.
+does not depend on how many cores there are, nor on whose they are.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from stackllm.engine.progress import Reporter
 from stackllm.errors import StackllmError, StorageError
-from stackllm.store.units import Unit, publish, quarantine, state
+from stackllm.store.atomic import storage_errors
+from stackllm.store.units import REUSED, Unit, publish, quarantine, state
 
-_ATTEMPTS = 3
+ATTEMPTS = 3
 """How often a unit whose worker died is tried before it is given up."""
 
 
@@ -25,6 +28,20 @@ class PendingError(StackllmError):
     """A dry run met units that have still to run; what comes after them can't be planned yet."""
 
     exit_code = 0
+
+
+class WorkerDiedError(Exception):
+    """The process that computed a unit is gone, and the unit with it.
+
+    Parameters
+    ----------
+    times
+        How often the pool itself has tried the unit.
+    """
+
+    def __init__(self, times: int = 1) -> None:
+        super().__init__(times)
+        self.times = times
 
 
 @dataclass(frozen=True)
@@ -36,15 +53,40 @@ class Task:
     unit
         Where its results stand and the key of what it depends on.
     function
-        A function of a module (it is sent to worker processes): gets the folder to write into,
-        then ``args``.
+        A function of a module (it is sent to workers): gets the folder to write into, then ``args``.
     args
         Its arguments: small values and paths.
+    here
+        Run it in this process, because it holds what would be costly to send.
     """
 
     unit: Unit
     function: Callable[..., None]
     args: tuple[Any, ...] = ()
+    here: bool = False
+
+
+class Pool(Protocol):
+    """Workers that compute one unit each at a time."""
+
+    @property
+    def slots(self) -> int:
+        """How many units can run side by side."""
+
+    def submit(self, root: Path, task: Task) -> Any:
+        """Start a unit; gives a handle."""
+
+    def wait(self, handles: Collection[Any]) -> Collection[Any]:
+        """Wait until at least one of these handles has ended, and give those that have."""
+
+    def result(self, handle: Any) -> float:
+        """Seconds that an ended unit took; raises what it raised, or ``WorkerDiedError``."""
+
+    def drop(self, handles: Collection[Any]) -> None:
+        """Give up units that still run, at once; their places are free for others."""
+
+    def close(self) -> None:
+        """Drop whatever runs, and end or leave the workers."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +98,20 @@ class Engine:
     root
         The run's folder.
     n_jobs
-        Worker processes.
+        Most units that run side by side.
     reporter
         Told what happens.
     dry_run
         List units and the reason each would run or be re-used, and run none.
+    pool
+        Whose workers run units. None runs all of them in this process.
     """
 
     root: Path
     n_jobs: int
     reporter: Reporter = field(default_factory=Reporter)
     dry_run: bool = False
+    pool: Pool | None = None
 
     def ensure(self, label: str, tasks: Sequence[Task], n_jobs: int | None = None) -> list[Path]:
         """Run those tasks whose unit is not there, and give the folders of all.
@@ -90,14 +135,14 @@ class Engine:
         PendingError
             In a dry run, if any unit would have to run.
         StorageError
-            If a unit's worker died again and again.
+            If a unit's worker died again and again; all other units have run then.
         """
         found = [(task, state(self.root, task.unit)) for task in tasks]
-        missing = [task for task, condition in found if condition != "done"]
+        missing = [task for task, condition in found if condition != REUSED]
         for task, condition in found:
             if self.dry_run:
                 self.reporter.say(f"{task.unit.path}: {condition}")
-            elif condition == "damaged":
+            elif condition == "corrupt":
                 moved = quarantine(self.root, task.unit)
                 self.reporter.warn(
                     f"{task.unit.path} was damaged; moved to {moved} and made again."
@@ -107,32 +152,82 @@ class Engine:
                 f"{len(missing)} of {len(tasks)} units of {label} would run; what follows depends on them."
             )
         if missing:
-            self._run(label, missing, min(n_jobs or self.n_jobs, self.n_jobs))
+            with self.reporter.bar(label, len(missing)) as advance:
+                for task, seconds in self._results(label, missing, n_jobs or self.n_jobs):
+                    self._log_time(task, seconds)
+                    advance()
         return [task.unit.inside(self.root) for task in tasks]
 
-    def _run(self, label: str, tasks: list[Task], n_jobs: int) -> None:
-        with self.reporter.bar(label, len(tasks)) as advance:
-            for _ in range(_ATTEMPTS):
-                try:
-                    for task, seconds in _results(self.root, tasks, n_jobs):
-                        self._log_time(task, seconds)
-                        advance()
-                    return
-                except _worker_deaths():
-                    tasks = [task for task in tasks if state(self.root, task.unit) != "done"]
-                    self.reporter.warn(f"a worker died; {len(tasks)} units of {label} run again.")
-        raise StorageError(
-            f"{tasks[0].unit.path}: its worker process died {_ATTEMPTS} times, most likely for want of memory. "
-            "Run the same command with --jobs 1."
-        )
+    def _results(self, label: str, tasks: list[Task], n_jobs: int) -> Iterator[tuple[Task, float]]:
+        for task in tasks:
+            if task.here or self.pool is None:
+                yield task, run_task(self.root, task)
+        away = [task for task in tasks if not task.here]
+        if self.pool and away:
+            yield from self._pooled(label, self.pool, away, min(n_jobs, self.n_jobs))
+
+    def _pooled(
+        self, label: str, pool: Pool, tasks: list[Task], n_jobs: int
+    ) -> Iterator[tuple[Task, float]]:
+        """Keep the workers busy; one that dies costs the one unit it had."""
+        waiting, running = deque(tasks), dict[Any, Task]()
+        deaths: Counter[str] = Counter()
+        try:
+            while waiting or running:
+                while waiting and len(running) < min(n_jobs, pool.slots):
+                    task = waiting.popleft()
+                    running[pool.submit(self.root, task)] = task
+                for handle in pool.wait(running.keys()):
+                    task = running.pop(handle)
+                    try:
+                        yield task, pool.result(handle)
+                    except WorkerDiedError as error:
+                        deaths[task.unit.path] += error.times
+                        if deaths[task.unit.path] < ATTEMPTS:
+                            self.reporter.warn(
+                                f"a worker died; {task.unit.path} of {label} runs again."
+                            )
+                            waiting.append(task)
+        finally:
+            pool.drop(running.keys())
+        lost = [path for path, count in deaths.items() if count >= ATTEMPTS]
+        if lost:
+            raise StorageError(
+                f"{', '.join(lost)}: the worker process died {ATTEMPTS} times, most likely for want of memory; "
+                f"the other units of {label} are kept. Run the same command with --jobs 1."
+            )
 
     def _log_time(self, task: Task, seconds: float) -> None:
         """Times stand beside the units, never inside: the same work must give the same bytes."""
         line = json.dumps(
             {"unit": task.unit.path, "key": task.unit.key, "seconds": round(seconds, 3)}
         )
-        with (self.root / "timings.jsonl").open("a") as file:
+        path = self.root / "timings.jsonl"
+        with storage_errors(path, "writing"), path.open("a") as file:
             file.write(line + "\n")
+
+
+def run_task(root: Path, task: Task) -> float:
+    """Compute and publish a unit on one thread; gives the seconds it took."""
+    from threadpoolctl import threadpool_limits
+
+    started = time.perf_counter()
+    with threadpool_limits(1):
+        publish(root, task.unit, lambda folder: task.function(folder, *task.args))
+    return time.perf_counter() - started
+
+
+def run_task_in(folder: str, root: Path, task: Task) -> float:
+    """:func:`run_task` on another machine that shares ``folder``, on which relative paths are meant.
+
+    Raises
+    ------
+    StorageError
+        If this machine does not see the folder.
+    """
+    with storage_errors(Path(folder), "entering the shared folder"):
+        os.chdir(folder)
+    return run_task(root, task)
 
 
 def read_timings(root: Path) -> dict[str, float]:
@@ -141,36 +236,10 @@ def read_timings(root: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     timings = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # the process was killed inside its last line
+            timings[str(entry["unit"])] = float(entry["seconds"])
+        except (ValueError, KeyError, TypeError):  # the process was killed inside its last line
             continue
-        timings[entry["unit"]] = entry["seconds"]
     return timings
-
-
-def _results(root: Path, tasks: list[Task], n_jobs: int) -> Any:
-    if n_jobs == 1 or len(tasks) == 1:
-        return ((task, _run_task(root, task)[1]) for task in tasks)
-    from joblib import Parallel, delayed
-
-    parallel = Parallel(
-        n_jobs=n_jobs, backend="loky", return_as="generator_unordered", batch_size=1
-    )
-    return parallel(delayed(_run_task)(root, task) for task in tasks)
-
-
-def _run_task(root: Path, task: Task) -> tuple[Task, float]:
-    from threadpoolctl import threadpool_limits
-
-    started = time.perf_counter()
-    with threadpool_limits(1):
-        publish(root, task.unit, lambda folder: task.function(folder, *task.args))
-    return task, time.perf_counter() - started
-
-
-def _worker_deaths() -> tuple[type[BaseException], ...]:
-    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
-
-    return (BrokenProcessPool, TerminatedWorkerError)

@@ -17,11 +17,12 @@ from stackllm.errors import UsageError
 from stackllm.group.posterior import posterior_of
 from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, plan
 
-LOWEST, HIGHEST = 0.05, 20.0
+LOWEST, HIGHEST = 0.05, 100.0
 """Temperatures tried. A best one at an end means that the rows tell nothing, or all."""
 
-_PRIOR_SPREAD = 0.5
-"""Standard deviation of the temperature's logarithm before any row is seen: 0.6 to 1.6 is likely."""
+_SHARPER, _FLATTER = 0.5, 2.0
+"""Standard deviations of the temperature's logarithm below and above 0 before any row is seen: to
+sharpen wrongly costs without bound, to flatten wrongly never costs more than chance."""
 
 _RIDGE = 1e-3
 """Pull of each bias to 0, in nats a squared nat: a class that never occurs must not run away."""
@@ -72,7 +73,7 @@ def fit_temperature(
     Returns
     -------
     float
-        From 0.05 to 20, to about a thousandth of itself.
+        From 0.05 to 100, to about a thousandth of itself.
 
     Raises
     ------
@@ -133,13 +134,15 @@ def best_temperature(loss: Callable[[float], float], n_rows: int) -> float:
 
     A coarse scan finds the valley, Brent's method its floor. The prior is worth a fraction of one
     group: it decides where a handful of groups happens to be separable, and nothing on hundreds.
+    Towards flatter rows it gives way, or rows of pure noise would keep some of their certainty.
     """
     from scipy.optimize import minimize_scalar  # 0.2 s to import, and only fits need it
 
     def penalised(t: float) -> float:
-        return loss(t) + 0.5 * float(np.log(t) / _PRIOR_SPREAD) ** 2 / n_rows
+        spread = _SHARPER if t < 1 else _FLATTER
+        return loss(t) + 0.5 * float(np.log(t) / spread) ** 2 / n_rows
 
-    grid = np.geomspace(LOWEST, HIGHEST, 11)
+    grid = np.geomspace(LOWEST, HIGHEST, 13)
     losses = [penalised(float(t)) for t in grid]
     at = int(np.argmin(losses))
     low, high = np.log(grid[max(at - 1, 0)]), np.log(grid[min(at + 1, len(grid) - 1)])

@@ -162,40 +162,39 @@ def choose_method(
         If there are fewer than two groups, or method, quota or exactly have no sense.
     """
     matrix = check_probabilities(probabilities, groups)
-    truth = np.asarray(labels)
-    before = row_losses(matrix / matrix.sum(axis=1, keepdims=True), truth)
-    names = np.asarray(groups)
+    truth, names = np.asarray(labels), np.asarray(groups)
     codes, distinct = group_codes(names)
     if len(distinct) < 2:
         raise UsageError("fitting needs two groups or more: one to fit on and one to judge on.")
     candidates = _candidates(method, matrix, names, quota, exactly)
     n_folds = min(n_folds, len(distinct))
     folds = assign_folds(codes.astype(str), n_folds, seed)
+
+    def fit(name: str, rows: NDArray[np.bool_]) -> Method:
+        return fit_method(name, matrix[rows], names[rows], truth[rows], quota, exactly=exactly)
+
+    def judge(method: Method, rows: NDArray[np.bool_]) -> Floats:
+        answer = optimise(matrix[rows], names[rows], quota, method=method, exactly=exactly)
+        return row_losses(answer, truth[rows])
+
     losses = {name: np.empty(len(truth)) for name in candidates}
     chosen = np.empty(len(truth))
     for fold in range(n_folds):
         rest, own = folds != fold, folds == fold
         trained = {}
         for name in candidates:
-            fitted = fit_method(
-                name, matrix[rest], names[rest], truth[rest], quota, exactly=exactly
-            )
-            answer = optimise(matrix[own], names[own], quota, method=fitted, exactly=exactly)
-            losses[name][own] = row_losses(answer, truth[own])
-            trained[name] = log_loss(
-                optimise(matrix[rest], names[rest], quota, method=fitted, exactly=exactly),
-                truth[rest],
-            )
+            fitted = fit(name, rest)
+            losses[name][own] = judge(fitted, own)
+            trained[name] = float(judge(fitted, rest).mean())
         chosen[own] = losses[min(trained, key=trained.__getitem__)][own]
+    before = row_losses(matrix / matrix.sum(axis=1, keepdims=True), truth)
     scores = {name: float(loss.mean()) for name, loss in losses.items()}
     best = min(scores, key=scores.__getitem__)
     gain = float((before - chosen).mean())
     error = bootstrap_error(before - chosen, codes, seed)
     helps = best != "none" and gain > error
     return FitReport(
-        method=fit_method(best, matrix, names, truth, quota, exactly=exactly)
-        if helps
-        else Method("none"),
+        method=fit(best, np.ones(len(truth), dtype=bool)) if helps else Method("none"),
         candidate=best if helps else "none",
         scores=scores,
         before=float(before.mean()),

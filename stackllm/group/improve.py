@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stackllm.data.files import read_frame, shown
+from stackllm.data.submission import ID_NAMES, Submission, read_submission
 from stackllm.errors import DataError, MissingInputError, UsageError
-from stackllm.group.files import read_frame, shown
 from stackllm.group.joining import (
     Groups,
     group_column,
@@ -25,7 +26,6 @@ from stackllm.group.joining import (
 )
 from stackllm.group.optimise import Method, optimise
 from stackllm.group.shapes import Batch, Floats, Quota, plan
-from stackllm.group.submission import ID_NAMES, Submission, read_submission
 from stackllm.store.atomic import storage_errors
 
 

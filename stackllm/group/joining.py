@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stackllm.data.files import check_ids, read_frame, shown
+from stackllm.data.submission import ID_NAMES, match_classes, suffixes
 from stackllm.errors import DataError, UsageError, did_you_mean
-from stackllm.group.files import check_ids, read_frame, shown
 from stackllm.group.shapes import Quota
-from stackllm.group.submission import ID_NAMES, match_classes, suffixes
 
 GROUP_NAMES = ("group", "group_id", "Question", "question", "prompt", "query")
 LABEL_NAMES = ("target", "label", "class", "y")

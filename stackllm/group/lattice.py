@@ -34,17 +34,14 @@ _REACH = 600.0
 
 @dataclass(frozen=True)
 class Layer:
-    """The edges between the states after r rows and those after r + 1, in three orders.
+    """The edges between the states after r rows and those after r + 1, in two orders.
 
     Index ``len(states)``, one past the last state, stands for "no edge" and has weight zero.
     """
 
     into: Table  # (n_targets, most edges into one): source
     into_class: Table
-    out: Table  # (n_sources, most edges out of one): target
-    out_class: Table
-    source: Table  # (n_classes, most edges of one class)
-    target: Table
+    out: Table  # (n_sources, n_classes): target
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Lattice:
     @property
     def widest(self) -> int:
         """The largest number of edges (padding included) that one step handles."""
-        return max(max(t.into.size, t.out.size, t.source.size) for t in self.layers)
+        return max(max(t.into.size, t.out.size) for t in self.layers)
 
 
 def marginals(
@@ -68,6 +65,7 @@ def marginals(
     exactly: tuple[bool, ...],
     temperature: float = 1.0,
     bias: Floats | None = None,
+    out: Floats | None = None,
 ) -> Floats:
     """Posterior class probabilities of groups of one shape.
 
@@ -81,6 +79,8 @@ def marginals(
         A class: must all places be filled? Such places are together at most ``n_rows``.
     temperature, bias
         The weights are ``p ** (1 / temperature) * exp(bias)``.
+    out
+        Where to put the answer, of the shape of ``probabilities``. None: into a new array.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def marginals(
     n_groups, n_rows, _ = probabilities.shape
     places = tuple(min(c, n_rows) for c in quota)
     lattice = build(n_rows, places, exactly)
-    result = np.empty_like(probabilities)
+    result = np.empty_like(probabilities) if out is None else out
 
     def fill(parts: list[slice]) -> None:
         space = _Workspace(lattice, 0)
@@ -98,11 +98,12 @@ def marginals(
             if part.stop - part.start != space.n_groups:
                 space = _Workspace(lattice, part.stop - part.start)
             # groups last, so that every step runs over long vectors: (n_rows, n_classes, part)
-            p = np.ascontiguousarray(probabilities[part].transpose(1, 2, 0))
-            result[part] = _posterior(lattice, p, temperature, bias, space).transpose(2, 0, 1)
+            space.given[:] = probabilities[part].transpose(1, 2, 0)
+            found = _posterior(lattice, space.given, temperature, bias, space)
+            result[part] = found.transpose(2, 0, 1)
 
     parts = list(_parts(n_groups, lattice.widest))
-    workers = min(4, os.cpu_count() or 1, len(parts) // 8)
+    workers = min(4, os.cpu_count() or 1, len(parts) // 2)
     if workers < 2:
         fill(parts)
     else:  # NumPy lets go of the interpreter in every step, so threads are enough
@@ -124,9 +125,9 @@ def build(n_rows: int, quota: tuple[int, ...], exactly: tuple[bool, ...]) -> Lat
         following, target = _distinct(reached, places)
         n_from, n_to = len(states), len(following)
         into, into_class = _padded(target, n_to, (source, n_from), (label, 0))
-        out, out_class = _padded(source, n_from, (target, n_to), (label, 0))
-        by_source, by_target = _padded(label, len(quota), (source, n_from), (target, n_to))
-        layers.append(Layer(into, into_class, out, out_class, by_source, by_target))
+        out = np.full((n_from, len(quota)), n_to, dtype=np.intp)
+        out[source, label] = target
+        layers.append(Layer(into, into_class, out))
         padded = np.append(ways, -np.inf)[into]
         top = padded.max(axis=1)
         ways = top + np.log(np.exp(padded - top[:, None]).sum(axis=1))
@@ -177,8 +178,9 @@ def _padded(key: Table, n_keys: int, *values: tuple[Table, int]) -> list[Table]:
 
 
 def _parts(n_groups: int, widest: int) -> Iterator[slice]:
-    """Slices of groups whose working memory stays inside the processor's second-level cache."""
-    most = min(max(36_000 // widest, 8), 4096)
+    """Slices of groups: small enough for the processor's caches, and large enough that threads do not
+    wait for the interpreter between steps."""
+    most = min(max(256_000 // widest, 8), 4096)
     step = -(-n_groups // max(1, -(-n_groups // most)))
     step += -step % 8  # whole cache lines; all slices alike, but for the last
     return (slice(start, min(start + step, n_groups)) for start in range(0, n_groups, max(1, step)))
@@ -191,29 +193,40 @@ class _Workspace:
         self.n_groups = n_groups
         self.left = np.empty((lattice.widest, n_groups))
         self.right = np.empty((lattice.widest, n_groups))
+        shape = (len(lattice.layers), lattice.layers[0].out.shape[1], n_groups)
+        self.given, self.weights, self.found = (np.empty(shape) for _ in range(3))
         # the last line of each stays zero: it is where edges that do not exist point to
         self.forward = [np.zeros((size + 1, n_groups)) for size in lattice.sizes]
         self.backward = [np.zeros((size + 1, n_groups)) for size in lattice.sizes]
         self.forward[0][0] = 1.0
         self.backward[-1][:] = lattice.last[:, None]
 
-    def dot(self, a: Floats, at: Table, b: Floats, bt: Table, out: Floats) -> None:
-        """``out[t] = sum over k of a[at[t, k]] * b[bt[t, k]]``."""
-        shape = (*at.shape, self.n_groups)
-        left, right = self.left[: at.size].reshape(shape), self.right[: at.size].reshape(shape)
-        a.take(at, axis=0, out=left, mode="clip")
-        b.take(bt, axis=0, out=right, mode="clip")
-        np.einsum("tkg,tkg->tg", left, right, out=out)
+    def left_of(self, a: Floats, at: Table) -> Floats:
+        """``a[at]``, in the workspace: ``(*at.shape, n_groups)``."""
+        return _take(a, at, self.left)
+
+    def right_of(self, a: Floats, at: Table) -> Floats:
+        """The same in the workspace's other half."""
+        return _take(a, at, self.right)
+
+
+def _take(a: Floats, at: Table, space: Floats) -> Floats:
+    taken = space[: at.size].reshape(*at.shape, space.shape[1])
+    a.take(at, axis=0, out=taken, mode="clip")
+    return taken
 
 
 def _linear(lattice: Lattice, w: Floats, space: _Workspace) -> tuple[Floats, Floats]:
     forward, backward = space.forward, space.backward
     for r, layer in enumerate(lattice.layers[:-1]):
-        space.dot(forward[r], layer.into, w[r], layer.into_class, forward[r + 1][:-1])
-    found = np.empty_like(w)
+        before = space.left_of(forward[r], layer.into)
+        weights = space.right_of(w[r], layer.into_class)
+        np.einsum("tkg,tkg->tg", before, weights, out=forward[r + 1][:-1])
+    found = space.found
     for r, layer in reversed(list(enumerate(lattice.layers))):
-        space.dot(forward[r], layer.source, backward[r + 1], layer.target, found[r])
-        space.dot(backward[r + 1], layer.out, w[r], layer.out_class, backward[r][:-1])
+        after = space.left_of(backward[r + 1], layer.out)  # (n_states, n_classes, n_groups)
+        np.einsum("sg,sjg->jg", forward[r][:-1], after, out=found[r])
+        np.einsum("sjg,jg->sg", after, w[r], out=backward[r][:-1])
     found *= w
     return found, backward[0][0]
 
@@ -222,7 +235,7 @@ def _posterior(
     lattice: Lattice, p: Floats, temperature: float, bias: Floats | None, space: _Workspace
 ) -> Floats:
     if temperature == 1.0 and bias is None:
-        w = p / p.max(axis=1, keepdims=True)
+        w = np.divide(p, p.max(axis=1, keepdims=True), out=space.weights)
     else:
         w = np.exp(_logs(p, temperature, bias))
     n_groups = w.shape[2]
@@ -248,23 +261,22 @@ def _posterior(
 def _logarithmic(lattice: Lattice, logs: Floats) -> Floats:
     n_groups = logs.shape[2]
 
-    def dot(a: Floats, at: Table, b: Floats, bt: Table) -> Floats:
-        both = a[at] + b[bt]  # (targets, edges, groups)
-        top = np.maximum(both.max(axis=1), -1e300)  # a state that nothing reaches stays at -inf
-        total: Floats = top + np.log(np.exp(both - top[:, None]).sum(axis=1))
-        return total
+    def total(logs: Floats, axis: int) -> Floats:
+        top = np.maximum(logs.max(axis=axis, keepdims=True), -1e300)  # nothing there stays at -inf
+        summed: Floats = np.squeeze(top, axis) + np.log(np.exp(logs - top).sum(axis=axis))
+        return summed
 
     nothing = np.full((1, n_groups), -np.inf)
     forward = [np.concatenate([np.zeros((1, n_groups)), nothing])]
     with np.errstate(divide="ignore"):
         for r, layer in enumerate(lattice.layers):
-            forward.append(
-                np.concatenate([dot(forward[r], layer.into, logs[r], layer.into_class), nothing])
-            )
+            reached = total(forward[r][layer.into] + logs[r][layer.into_class], axis=1)
+            forward.append(np.concatenate([reached, nothing]))
         backward = np.repeat(np.log(lattice.last)[:, None], n_groups, axis=1)
         found = np.empty_like(logs)
         for r, layer in reversed(list(enumerate(lattice.layers))):
-            found[r] = dot(forward[r], layer.source, backward, layer.target) + logs[r]
-            backward = np.concatenate([dot(backward, layer.out, logs[r], layer.out_class), nothing])
+            after = backward[layer.out]  # (n_states, n_classes, n_groups)
+            found[r] = total(forward[r][:-1, None] + after, axis=0) + logs[r]
+            backward = np.concatenate([total(after + logs[r], axis=1), nothing])
     result: Floats = np.exp(found - found.max(axis=1, keepdims=True))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stackllm.errors import MissingInputError, UsageError
-from stackllm.store.atomic import replace_folder
+from stackllm.store.units import REUSED, make_unit, publish, state
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 
 EMBEDDED = "smollm2"
 """Name of the LLM that comes from a PyPI wheel and needs no model hub."""
@@ -55,7 +57,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STACKLLM_CACHE") or Path.home() / ".cache" / "stackllm")
 
 
-def choose_dtype(dtype: Dtype) -> tuple[str, str]:
+def choose_dtype(dtype: Precision) -> tuple[str, str]:
     """The precision to load weights in, and why.
 
     Parameters
@@ -101,6 +103,7 @@ def find_backbone(name: str) -> Path | str:
         return files[0] if files else EMBEDDED_HUB_NAME
     path = Path(name).expanduser()
     if path.is_dir():
+        _refuse_custom_code(path)
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise MissingInputError(
@@ -108,6 +111,26 @@ def find_backbone(name: str) -> Path | str:
             f'a hub name such as "{EMBEDDED_HUB_NAME}", or "{EMBEDDED}".'
         )
     return name
+
+
+def _refuse_custom_code(folder: Path) -> None:
+    """A model that brings Python files of its own would run them here.
+
+    Raises
+    ------
+    UsageError
+        If one of its configurations names such code.
+    """
+    for path in sorted(folder.glob("*config.json")):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):  # loading will say it better
+            continue
+        if isinstance(content, dict) and ({"auto_map", "custom_pipelines"} & content.keys()):
+            raise UsageError(
+                f"{path}: this model wants to run code of its own (auto_map), which stackllm never does. "
+                "Choose a model that transformers knows by itself."
+            )
 
 
 def revision_of(name: str) -> str:
@@ -154,21 +177,73 @@ def load_backbone(
     MissingInputError
         If the weights are nowhere to be found.
     UsageError
-        If the model is no decoder with a language-model head.
+        If the model is no decoder with a language-model head, or wants to run code of its own.
     """
     chosen, reason = choose_dtype(dtype)
     echo(f"backbone {name}: {chosen} ({reason})")
-    location = prepare(name, echo)
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    model, tokenizer = load_model("AutoModelForCausalLM", name, chosen, echo)
+    model.requires_grad_(False)
+    model.eval()
+    return Backbone(name, revision_of(name), chosen, model, tokenizer)
 
-    logging.disable_progress_bar()
-    options: dict[str, Any] = {"local_files_only": True} if Path(location).exists() else {}
+
+@functools.lru_cache(maxsize=1)
+def frozen_model(name: str, dtype: Precision) -> tuple[Any, Any]:
+    """A frozen decoder LLM and its tokenizer, loaded once a process; see :func:`load_backbone`."""
+    model, tokenizer = load_model("AutoModelForCausalLM", name, dtype, echo=lambda _: None)
+    model.requires_grad_(False)
+    model.eval()
+    return model, tokenizer
+
+
+def load_model(
+    kind: str,
+    name: str,
+    precision: str,
+    echo: Callable[[str], None] = print,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Weights and tokenizer of a decoder LLM, on the GPU where there is one.
+
+    Parameters
+    ----------
+    kind
+        The transformers class that loads it, such as ``"AutoModelForSequenceClassification"``.
+    name
+        As for :func:`load_backbone`.
+    precision
+        A :data:`Precision`, but not ``"auto"``: see :func:`choose_dtype`. ``"int8"`` and ``"nf4"``
+        quantise with bitsandbytes.
+    options
+        Further arguments of ``from_pretrained``.
+
+    Returns
+    -------
+    model, tokenizer
+        The tokenizer always has a pad token and the model's configuration names it.
+
+    Raises
+    ------
+    MissingInputError
+        If the weights are nowhere to be found.
+    UsageError
+        If transformers cannot load them as such a model.
+    """
+    location = prepare(name, echo)
+    quiet_libraries()
+    import torch
+    import transformers
+
+    options |= {"local_files_only": True} if Path(location).exists() else {}
+    options |= weights_options(precision)
+    if torch.cuda.is_available():
+        options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=getattr(torch, chosen), **options
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            location, **{key: options[key] for key in ("local_files_only",) if key in options}
+        )
+        model = getattr(transformers, kind).from_pretrained(
+            location, use_safetensors=True, **options
         )
     except OSError as error:
         raise MissingInputError(
@@ -179,11 +254,52 @@ def load_backbone(
         raise UsageError(
             f'backbone "{name}" is no decoder that transformers can load ({_first_line(error)}).'
         ) from error
-    model.requires_grad_(False)
-    model.eval()
-    if torch.cuda.is_available():
-        model.to("cuda")
-    return Backbone(name, revision_of(name), chosen, model, tokenizer)
+    keep_unpacked(model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def quiet_libraries() -> None:
+    """Keep transformers and bitsandbytes from reporting what is no news: a new head, optional kernels."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as reports
+
+    reports.disable_progress_bar()
+    reports.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def keep_unpacked(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights at the first evaluation on some CPUs.
+
+    After that training would quietly leave most adapters as they are, and layers whose width is no
+    multiple of 64 would fail.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def weights_options(precision: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that give weights of that precision."""
+    import torch
+
+    if precision not in ("int8", "nf4"):
+        return {"dtype": getattr(torch, precision)}
+    from transformers import BitsAndBytesConfig
+
+    compute = getattr(torch, choose_dtype("auto")[0])
+    if precision == "int8":
+        return {"dtype": compute, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+    )
+    return {"dtype": compute, "quantization_config": config}
 
 
 def prepare(name: str, echo: Callable[[str], None] = print) -> str:
@@ -200,10 +316,12 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
     source = find_backbone(name)
     if not (isinstance(source, Path) and source.is_file()):
         return str(source)
-    folder = cache_folder() / "backbones" / f"{name}-{_file_digest(source)[:16]}"
-    if not (folder / "complete.json").is_file():
+    made_from = _file_digest(source)
+    unit = make_unit(f"backbones/{name}-{made_from[:16]}", 1, made_from)
+    folder = unit.inside(cache_folder())
+    if state(cache_folder(), unit) != REUSED:
         echo(f"backbone {name}: converting {source.name} once into {folder}")
-        replace_folder(folder, lambda temporary: _convert(source, temporary))
+        publish(cache_folder(), unit, lambda temporary: _convert(source, temporary))
     return str(folder)
 
 
@@ -224,6 +342,14 @@ def _convert(source: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         tokenizer.save_pretrained(folder)
     (folder / "complete.json").write_text(json.dumps({"source": _file_digest(source)}))
+
+
+def use_one_thread() -> None:
+    """Compute on one thread, unless on a GPU: units get their parallelism from their fellows."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
 
 
 def _cpu_has_bfloat16() -> bool:

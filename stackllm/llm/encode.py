@@ -7,21 +7,27 @@ from the whole table, so a stopped run goes on with the very batches it would ha
 
 from __future__ import annotations
 
-import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError, UsageError
-from stackllm.llm.backbone import EMBEDDED, Dtype, choose_dtype, load_backbone, prepare, revision_of
-from stackllm.llm.encoder import LIKELIHOOD, Prompt, read_group_batch
+from stackllm.llm.backbone import (
+    EMBEDDED,
+    Dtype,
+    choose_dtype,
+    frozen_model,
+    prepare,
+    revision_of,
+    use_one_thread,
+)
+from stackllm.llm.encoder import LIKELIHOOD, read_group_batch
+from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
 from stackllm.store.digest import digest
-from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit
+from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
 VERSION = 1
 
@@ -97,9 +103,9 @@ def encode(
         for question, response in rows.select("question", "response").iter_rows()
     ]
     folder = f"encoder/{identity[:16]}"
-    known = _known_rows(engine.root, folder)
+    known = known_rows(engine.root, folder)
     wanted = rows.with_columns(key=pl.Series(keys)).unique("key", maintain_order=True)
-    plans = [[entry for entry in shard if entry[2] not in known] for shard in _plan_shards(wanted)]
+    plans = [[entry for entry in shard if entry[2] not in known] for shard in plan_shards(wanted)]
     plans = [shard for shard in plans if shard]
     if plans:
         engine.reporter.say(
@@ -115,8 +121,8 @@ def encode(
         )
         for shard in reversed(plans)  # the longest texts first
     ]
-    engine.ensure("encoder", tasks, n_jobs=_workers())
-    known = _known_rows(engine.root, folder) if tasks else known
+    engine.ensure("encoder", tasks, n_jobs=workers())
+    known = known_rows(engine.root, folder) if tasks else known
     places = [known[key] for key in keys]
     pooled = _take(places, "pooled.npy")  # (n_rows, n_layers, 2, hidden)
     likelihood = _take(places, "likelihood.npy")
@@ -130,35 +136,34 @@ def encode_shard(
     """Read ``(question, response, key)`` rows and write ``keys``, ``pooled`` and ``likelihood``."""
     import torch
 
-    model, tokenizer = _loaded(params.backbone, dtype)
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
+    model, tokenizer = frozen_model(params.backbone, dtype)
+    use_one_thread()
     depth = model.config.get_text_config().num_hidden_layers
     layers = tuple(max(1, round(share * depth)) for share in params.depths)
     budget = params.batch_tokens or (16_384 if torch.cuda.is_available() else 1_024)
-    results = [
-        read_group_batch(model, batch, layers)
-        for batch in _batches(_tokenise(tokenizer, rows, params), budget)
-    ]
+    before_question, after_question, opening = _TEMPLATE
+    shape = PromptParams(
+        before_question=before_question,
+        before_answer=after_question + opening,
+        max_length_prompt=params.max_question_tokens,
+        max_length_answer=params.max_response_tokens,
+        max_length=2**30,
+    )
+    prompts = make_prompts(tokenizer, ((question, text) for question, text, _ in rows), shape)
+    results = [read_group_batch(model, batch, layers) for batch in batches(prompts, budget)]
     np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
     np.save(folder / "pooled.npy", np.concatenate([pooled for pooled, _ in results]))
     np.save(folder / "likelihood.npy", np.concatenate([measured for _, measured in results]))
 
 
-def _workers() -> int | None:
+def workers() -> int | None:
     """One process a GPU machine; on a CPU every worker holds a model of its own."""
     import torch
 
     return 1 if torch.cuda.is_available() else None
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(backbone: str, dtype: Dtype) -> tuple[Any, Any]:
-    loaded = load_backbone(backbone, dtype, echo=lambda _: None)
-    return loaded.model, loaded.tokenizer
-
-
-def _plan_shards(rows: pl.DataFrame) -> list[list[tuple[str, str, str]]]:
+def plan_shards(rows: pl.DataFrame) -> list[list[tuple[str, str, str]]]:
     """Rows of the same question side by side, short groups first, cut into shards."""
     groups = (
         rows.group_by("question", maintain_order=True)
@@ -173,31 +178,7 @@ def _plan_shards(rows: pl.DataFrame) -> list[list[tuple[str, str, str]]]:
     return [shard for shard in shards if shard]
 
 
-def _tokenise(
-    tokenizer: Any, rows: list[tuple[str, str, str]], params: EncoderParams
-) -> list[Prompt]:
-    """Prompts of consecutive rows that share their question."""
-    before, after, opening = _TEMPLATE
-    opener = [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
-    prompts: list[Prompt] = []
-    last = None
-    for question, response, _ in rows:
-        if question != last:
-            text = tokenizer(question, add_special_tokens=False).input_ids
-            if len(text) > params.max_question_tokens:
-                half = params.max_question_tokens // 2
-                text = text[: params.max_question_tokens - half] + text[len(text) - half :]
-            head = tokenizer(before, add_special_tokens=False).input_ids
-            tail = tokenizer(after, add_special_tokens=False).input_ids
-            prompts.append(Prompt([*opener, *head, *text, *tail], []))
-            last = question
-        cut = response[: 16 * params.max_response_tokens]  # spares tokenising what is cut anyway
-        ids = tokenizer(opening + cut, add_special_tokens=False).input_ids if response else []
-        prompts[-1].responses.append(ids[: params.max_response_tokens])
-    return prompts
-
-
-def _batches(prompts: list[Prompt], budget: int) -> list[list[Prompt]]:
+def batches(prompts: list[Prompt], budget: int) -> list[list[Prompt]]:
     """Whole groups side by side while their padded size stays within ``budget`` tokens."""
     batches: list[list[Prompt]] = []
     n_rows = width = 0
@@ -211,14 +192,14 @@ def _batches(prompts: list[Prompt], budget: int) -> list[list[Prompt]]:
     return batches
 
 
-def _known_rows(root: Path, folder: str) -> dict[str, tuple[Path, int]]:
+def known_rows(root: Path, folder: str) -> dict[str, tuple[Path, int]]:
     """Where each cached row stands; shards that are damaged count as absent."""
     known: dict[str, tuple[Path, int]] = {}
     for manifest in sorted((root / folder).glob(f"*/{MANIFEST}")):
         try:
-            key = json.loads(manifest.read_text())["key"]
-            shard = open_unit(root, Unit(f"{folder}/{manifest.parent.name}", key))
-        except (StorageError, OSError, ValueError, KeyError, TypeError):
+            unit = Unit(f"{folder}/{manifest.parent.name}", stored_key(manifest.parent))
+            shard = open_unit(root, unit)
+        except (StorageError, ValueError):
             continue
         for place, row in enumerate(np.load(shard / "keys.npy", allow_pickle=False)):
             known[row.decode()] = (shard, place)

@@ -7,10 +7,11 @@ depends on which other groups happen to be missing from the cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from stackllm.llm.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -28,22 +29,6 @@ LIKELIHOOD = (
 
 _VOCABULARY_CHUNK = 64
 """Response tokens whose full-vocabulary scores are in memory at once: few, so that they stay in the cache."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids of one group: the question once, and each of its responses.
-
-    Parameters
-    ----------
-    prefix
-        Token ids of the templated question; at least one.
-    responses
-        Token ids of each response, without the question; may be empty lists.
-    """
-
-    prefix: list[int]
-    responses: list[list[int]]
 
 
 def read_group_batch(
@@ -68,6 +53,38 @@ def read_group_batch(
     likelihood
         float32 ``(n_rows, len(LIKELIHOOD))``; NaN for an empty response.
     """
+    _, output, tail_ids, tail_mask = read_prompts(model, prompts, output_hidden_states=True)
+    pooled = _pool([output.hidden_states[layer] for layer in layers], tail_mask)
+    likelihood = _likelihood(model, output.last_hidden_state, tail_ids, tail_mask)
+    return pooled, likelihood
+
+
+def read_prompts(
+    model: Any, prompts: list[Prompt], **options: Any
+) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
+    """Run a batch of groups through a frozen LLM without its head: questions once, then responses.
+
+    The question's last token opens the response: its output predicts the response's first token.
+
+    Parameters
+    ----------
+    model
+        A transformers causal LM in evaluation mode.
+    prompts
+        The groups of the batch.
+    options
+        Further arguments of the model when it reads the responses.
+
+    Returns
+    -------
+    questions
+        The model's output for questions without their last token, left-padded; None if there are
+        none.
+    responses
+        Its output for the responses, right-padded.
+    ids, mask
+        Token ids and attention mask of the responses, ``(n_rows, longest)``.
+    """
     import torch
     from transformers import DynamicCache
 
@@ -75,17 +92,17 @@ def read_group_batch(
     owner = torch.tensor(
         [g for g, prompt in enumerate(prompts) for _ in prompt.responses], device=device
     )
-    # The question's last token opens the response segment: its output predicts the first response token.
     heads = [prompt.prefix[:-1] for prompt in prompts]
     tails = [[prompt.prefix[-1], *response] for prompt in prompts for response in prompt.responses]
-    prefix_ids, prefix_mask = _pad(heads, left=True, device=device)  # (n_groups, n_prefix)
-    tail_ids, tail_mask = _pad(tails, left=False, device=device)  # (n_rows, 1 + n_response)
+    prefix_ids, prefix_mask = pad(heads, left=True, device=device)  # (n_groups, n_prefix)
+    tail_ids, tail_mask = pad(tails, left=False, device=device)  # (n_rows, 1 + n_response)
 
     cache = DynamicCache()
     body = model.base_model
+    questions = None
     with torch.inference_mode():
         if prefix_ids.shape[1]:
-            body(
+            questions = body(
                 input_ids=prefix_ids,
                 attention_mask=prefix_mask,
                 position_ids=(prefix_mask.cumsum(1) - 1).clamp(min=0),
@@ -94,20 +111,18 @@ def read_group_batch(
             )
             cache.batch_select_indices(owner)
         start = prefix_mask.sum(1)[owner]  # (n_rows,)
-        output = body(
+        responses = body(
             input_ids=tail_ids,
             attention_mask=torch.cat([prefix_mask[owner], tail_mask], dim=1),
             position_ids=start[:, None] + torch.arange(tail_ids.shape[1], device=device),
             past_key_values=cache,
             use_cache=True,
-            output_hidden_states=True,
+            **options,
         )
-        pooled = _pool([output.hidden_states[layer] for layer in layers], tail_mask)
-        likelihood = _likelihood(model, output.last_hidden_state, tail_ids, tail_mask)
-    return pooled, likelihood
+    return questions, responses, tail_ids, tail_mask
 
 
-def _pad(rows: list[list[int]], left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: list[list[int]], left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, both ``(len(rows), longest)``; the padding id is never attended to."""
     import torch
 

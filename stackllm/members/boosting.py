@@ -5,6 +5,7 @@ The member ``features`` is this on the recipes' columns; stage two is this on ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,12 @@ class BoostingParams:
 
 
 def fit_boosting(
-    features: np.ndarray, targets: Targets, params: BoostingParams, seed: int, folder: Path
+    features: np.ndarray,
+    targets: Targets,
+    params: BoostingParams,
+    seed: int,
+    folder: Path,
+    categorical: Sequence[int] = (),
 ) -> None:
     """Fit ``n_seeds`` models and write ``model_0.txt`` … into ``folder``.
 
@@ -56,11 +62,17 @@ def fit_boosting(
         Seed of the first model; the others count on from it.
     folder
         Where the models go.
+    categorical
+        Columns that hold the numbers of categories, whose order means nothing.
     """
     import lightgbm
 
     data = lightgbm.Dataset(
-        features, targets.labels, weight=targets.weights, params={"verbosity": -1, "num_threads": 1}
+        features,
+        targets.labels,
+        weight=targets.weights,
+        categorical_feature=list(categorical) or "auto",
+        params={"verbosity": -1, "num_threads": 1},
     )
     for i in range(params.n_seeds):
         options = {

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from stackllm.engine.local import Engine, Task
+from stackllm.llm.ask import ask
 from stackllm.llm.encode import EncoderParams, encode
-from stackllm.members.inputs import VIEWS, Inputs, save_inputs
+from stackllm.llm.rater import RaterParams
+from stackllm.llm.transport import ServerParams
+from stackllm.llm.trunk import TrunkParams, cache_trunk
+from stackllm.members.inputs import (
+    VIEWS,
+    Inputs,
+    save_counts,
+    save_inputs,
+    save_texts,
+    save_trunk,
+    trunk_folder,
+)
 from stackllm.members.lexical import count_ngrams
 from stackllm.recipes.loader import ENCODER_BLOCK, find_recipes, recipes_digest, run_recipes
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 
-VERSION = 1
+VERSION = 2
 
 
 def build_inputs(
@@ -25,6 +38,9 @@ def build_inputs(
     recipes: tuple[str, ...],
     cache: Engine,
     engine: Engine,
+    trunks: Sequence[TrunkParams] = (),
+    rater: RaterParams | None = None,
+    server: ServerParams | None = None,
 ) -> tuple[Path, str]:
     """Read rows with the frozen LLM, run the recipes, count n-grams; or find all that done.
 
@@ -42,25 +58,48 @@ def build_inputs(
         Engine over the folder that runs share.
     engine
         Engine over the run's folder.
+    trunks
+        What decoders want cached.
+    rater, server
+        Whom to ask what. None takes the defaults: nothing is asked unless a further recipe asks.
 
     Returns
     -------
     folder, key
         Where :func:`~stackllm.members.inputs.load_inputs` finds the matrices, and their key.
     """
-    found = find_recipes(recipes, without=() if encoder else (ENCODER_BLOCK,))
+    rater, server = rater or RaterParams(), server or ServerParams()
+    found = find_recipes(recipes, () if encoder else (ENCODER_BLOCK,), rater.ask)
     if encoder:
         embedding, likelihood, identity = encode(rows, encoder, cache)
     else:
         embedding, likelihood, identity = np.zeros((rows.height, 0), np.float32), pl.DataFrame(), ""
-    unit = make_unit(f"inputs/{name}", VERSION, digest(rows), identity, recipes_digest(found))
+    asked = ask([recipe.path for recipe in found if recipe.is_asked], rows, rater, server, cache)
+    answers = [(block, digest(columns)) for block, columns in sorted(asked.items())]
+    unit = make_unit(
+        f"inputs/{name}", VERSION, digest(rows), identity, recipes_digest(found), *answers
+    )
 
     def fill(folder: Path) -> None:
-        blocks = run_recipes(found, rows, likelihood)
+        blocks = run_recipes(found, rows, likelihood, asked)
         groups = np.unique(rows["group_id"].to_numpy(), return_inverse=True)[1]
-        counts = {view: count_ngrams(rows["response"], view) for view in VIEWS}
-        save_inputs(
-            folder, Inputs(groups, embedding, blocks.to_numpy(), tuple(blocks.columns), counts)
-        )
+        save_inputs(folder, Inputs(groups, embedding, blocks.to_numpy(), tuple(blocks.columns), {}))
+        for view in VIEWS:  # one at a time: each is as large as all the rest
+            save_counts(folder, view, count_ngrams(rows["response"], view))
+        save_texts(folder, rows)
 
-    return engine.ensure("inputs", [Task(unit, fill)])[0], unit.key
+    folder = engine.ensure("inputs", [Task(unit, fill, here=True)])[0]
+    for params in trunks:
+        _index_trunk(name, rows, params, cache, engine)
+    return folder, unit.key
+
+
+def _index_trunk(
+    name: str, rows: pl.DataFrame, params: TrunkParams, cache: Engine, engine: Engine
+) -> None:
+    """Cache a trunk's output of every row and write down where each stands."""
+    table = cache_trunk(rows, params, cache)
+    path = trunk_folder(f"inputs/{name}", params)
+    unit = make_unit(path, VERSION, digest(rows), params.identity, digest(table))
+    task = Task(unit, lambda folder: save_trunk(folder, table), here=True)
+    engine.ensure("trunk's index", [task])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stackllm.members.boosting import BoostingParams, fit_boosting, predict_boosting
-from stackllm.members.inputs import Inputs
+from stackllm.members.inputs import Inputs, categorical
 from stackllm.members.targets import Targets
 
 VERSION = 1
@@ -15,7 +15,8 @@ VERSION = 1
 
 def fit(inputs: Inputs, targets: Targets, params: BoostingParams, seed: int, folder: Path) -> None:
     """Fit on ``targets`` and write the models into ``folder``."""
-    fit_boosting(inputs.blocks[targets.rows], targets, params, seed, folder)
+    codes = categorical(inputs.names)
+    fit_boosting(inputs.blocks[targets.rows], targets, params, seed, folder, codes)
 
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:

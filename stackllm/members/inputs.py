@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from stackllm.errors import StorageError
+from stackllm.llm.trunk import Trunk, TrunkParams
 
 VIEWS = ("words", "characters", "skeleton", "edges")
 """Names of the hashed n-gram matrices."""
+
+_TEXTS, _TRUNK = "texts.parquet", "trunk.parquet"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Inputs:
         Names of the recipe columns.
     counts
         Hashed n-gram counts of each view in :data:`VIEWS`, sparse ``(n_rows, n_buckets)``.
+    folder
+        Where they stand; :func:`read_texts` and :func:`read_trunk` look there.
     """
 
     groups: np.ndarray
@@ -38,6 +44,12 @@ class Inputs:
     blocks: np.ndarray
     names: tuple[str, ...]
     counts: dict[str, csr_matrix]
+    folder: Path = Path()
+
+
+def categorical(names: Sequence[str]) -> list[int]:
+    """Places of the columns that hold the number of a category: those whose names end in ``_code``."""
+    return [i for i, name in enumerate(names) if name.endswith("_code")]
 
 
 def save_inputs(folder: Path, inputs: Inputs) -> None:
@@ -46,9 +58,14 @@ def save_inputs(folder: Path, inputs: Inputs) -> None:
     np.save(folder / "embedding.npy", inputs.embedding)
     pl.DataFrame(inputs.blocks, schema=list(inputs.names)).write_parquet(folder / "blocks.parquet")
     for view, matrix in inputs.counts.items():
-        for part in ("data", "indices", "indptr"):
-            np.save(folder / f"{view}_{part}.npy", getattr(matrix, part))
-        np.save(folder / f"{view}_shape.npy", np.array(matrix.shape))
+        save_counts(folder, view, matrix)
+
+
+def save_counts(folder: Path, view: str, matrix: csr_matrix) -> None:
+    """Write the n-gram counts of one view into ``folder``."""
+    for part in ("data", "indices", "indptr"):
+        np.save(folder / f"{view}_{part}.npy", getattr(matrix, part))
+    np.save(folder / f"{view}_shape.npy", np.array(matrix.shape))
 
 
 def load_inputs(folder: Path) -> Inputs:
@@ -74,8 +91,43 @@ def load_inputs(folder: Path) -> Inputs:
             blocks.to_numpy(),
             tuple(blocks.columns),
             counts,
+            folder,
         )
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot be read ({error.strerror}). Run the same command again."
         ) from error
+
+
+def save_texts(folder: Path, rows: pl.DataFrame) -> None:
+    """Write ``question, response`` of every row into the folder of the inputs."""
+    rows.select("question", "response").write_parquet(folder / _TEXTS)
+
+
+def read_texts(inputs: Inputs) -> pl.DataFrame:
+    """``question, response`` of every row."""
+    return pl.read_parquet(inputs.folder / _TEXTS)
+
+
+def trunk_folder(inputs: str | Path, params: TrunkParams) -> str:
+    """Where the index of a trunk's output stands: beside the folder of the inputs."""
+    return f"{inputs}_trunk_{params.identity[:16]}"
+
+
+def save_trunk(folder: Path, table: pl.DataFrame) -> None:
+    """Write the table of :func:`stackllm.llm.trunk.cache_trunk`."""
+    table.write_parquet(folder / _TRUNK)
+
+
+def read_trunk(inputs: Inputs, params: TrunkParams) -> Trunk:
+    """The trunk's output of every row.
+
+    Raises
+    ------
+    StorageError
+        If it was not cached for these inputs.
+    """
+    path = Path(trunk_folder(inputs.folder, params)) / _TRUNK
+    if not path.is_file():
+        raise StorageError(f"{path}: the trunk is not cached. Run the same command again.")
+    return Trunk(pl.read_parquet(path))

@@ -105,12 +105,17 @@ def fit(inputs: Inputs, targets: Targets, params: LexicalParams, seed: int, fold
         counts = inputs.counts[view][rows]
         seen = np.bincount(counts.indices, minlength=counts.shape[1])
         kept = np.flatnonzero(seen >= params.min_rows).astype(np.int32)
+        kept = kept if len(kept) else np.zeros(1, np.int32)  # texts without n-grams: the bias alone
         idf = (np.log((1 + len(rows)) / (1 + seen[kept])) + 1).astype(np.float32)
         np.save(folder / f"{view}_kept.npy", kept)
         np.save(folder / f"{view}_idf.npy", idf)
         pieces.append(_tfidf(counts, kept, idf))
+        del counts
     features = hstack(pieces, format="csr")
-    weights, bias = logistic(features[place], targets, params.c, params.max_iter)
+    pieces.clear()
+    if not np.array_equal(rows, targets.rows):  # rows with several labels
+        features = features[place]
+    weights, bias = logistic(features, targets, params.c, params.max_iter)
     np.save(folder / "weights.npy", weights)
     np.save(folder / "bias.npy", bias)
     (folder / "views.json").write_text(json.dumps(params.views))

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from stackllm.members import features, frozen, lexical
+from stackllm.llm.trunk import TrunkParams
+from stackllm.members import decoder, features, frozen, lexical
 from stackllm.members.boosting import BoostingParams
+from stackllm.members.decoder import DecoderParams
 from stackllm.members.frozen import FrozenParams
 from stackllm.members.inputs import Inputs
 from stackllm.members.lexical import LexicalParams
@@ -42,6 +44,7 @@ class Kind:
 KINDS = {
     "lexical": Kind(LexicalParams, lexical.VERSION, lexical.fit, lexical.predict),
     "frozen": Kind(FrozenParams, frozen.VERSION, frozen.fit, frozen.predict),
+    "decoder": Kind(DecoderParams, decoder.VERSION, decoder.fit, decoder.predict),
     "features": Kind(BoostingParams, features.VERSION, features.fit, features.predict),
 }
 
@@ -63,6 +66,33 @@ class Member:
     name: str
     kind: str
     params: Any
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Added to the run's seed, a model for each."""
+        seeds: tuple[int, ...] = getattr(self.params, "seeds", (0,))
+        return seeds
+
+    @property
+    def of_one_model(self) -> Any:
+        """The settings that decide a single one of its models."""
+        return getattr(self.params, "of_one_model", self.params)
+
+    @property
+    def weights(self) -> str:
+        """Digest of language-model weights that the settings only name; empty if there are none."""
+        return str(getattr(self.params, "identity", ""))
+
+    @property
+    def every_round(self) -> bool:
+        """Is it trained anew in every round of pseudo-labels?"""
+        return bool(getattr(self.params, "every_round", True))
+
+    @property
+    def trunk(self) -> TrunkParams | None:
+        """What is to be cached for it, if anything."""
+        trunk: TrunkParams | None = getattr(self.params, "trunk", None)
+        return trunk
 
 
 DEFAULT_MEMBERS = (

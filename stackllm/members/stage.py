@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,24 +49,61 @@ def cross_fit_members(
     dict
         Predictions of each member by name.
     """
+    places = {member.name: places_of(member, fits, design) for member in members}
     tasks = [
         Task(
             make_unit(
-                f"members/{member.name}/{fit.name}",
+                place.path,
                 KINDS[member.kind].version,
-                inputs_key, member.kind, member.params, fit_key(fit), seed,
+                inputs_key, fit_key(place.fit), member.weights,
+                params=(member.kind, member.of_one_model, seed + place.seed),
             ),
             fit_member,
-            (member, fit, inputs, seed),
+            (member, place.fit, inputs, seed + place.seed),
         )
         for member in members
-        for fit in fits
+        for place in places[member.name]
     ]  # fmt: skip
-    folders = engine.ensure(f"members, round {fits[0].round}", tasks)
+    folders = iter(engine.ensure(f"members, round {fits[0].round}", tasks))
     return {
-        member.name: gather(design, fits, folders[i * len(fits) : (i + 1) * len(fits)])
-        for i, member in enumerate(members)
+        name: gather(design, [place.fit for place in own], [next(folders) for _ in own])
+        for name, own in places.items()
     }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one model of a member stands.
+
+    Parameters
+    ----------
+    fit
+        Its place in the cross-fit.
+    seed
+        Added to the run's seed.
+    path
+        Its unit.
+    """
+
+    fit: Fit
+    seed: int
+    path: str
+
+
+def places_of(member: Member, fits: Sequence[Fit], design: Design) -> list[Place]:
+    """All models of a member in a round: seeds times places.
+
+    A member that is not trained anew in every round goes on with its models of round 0, which saw
+    no pseudo-label at all.
+    """
+    if not member.every_round:
+        fits = design.first_fits()
+    alone = member.seeds == (0,)
+    return [
+        Place(fit, seed, f"members/{member.name}/{fit.name}{'' if alone else f'_seed{seed}'}")
+        for fit in fits
+        for seed in member.seeds
+    ]
 
 
 def fit_member(folder: Path, member: Member, fit: Fit, inputs_folder: Path, seed: int) -> None:

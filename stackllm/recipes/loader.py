@@ -1,26 +1,34 @@
-"""Finding and running recipes: one small Python file a block of feature columns.
+"""Finding and running recipes: one small file a block of feature columns.
 
 A recipe file defines ``build(frame)``. It gets ``row_id, group_id, question, response`` — never a
 label or a fold — and returns a frame keyed by ``row_id`` with numeric columns, which are then named
 ``{block}_{column}`` after the file. ``NEEDS = ("block", ...)`` names blocks whose columns it wants
-in its frame; ``encoder`` is the block that the frozen LLM measures.
+in its frame; ``encoder`` is the block that the frozen LLM measures, and ``asked`` has a column
+``asked_<block>`` for each rating that an LLM gave.
+
+A file ``<block>.toml`` asks an LLM (see :mod:`stackllm.recipes.asked`). It counts only if it is
+turned on by its block's name, or named as a further recipe file.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import polars as pl
 
 import stackllm
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.recipes.asked import main_column, read_asked
 from stackllm.store.digest import file_digest
 
 ENCODER_BLOCK = "encoder"
+ASKED_BLOCK = "asked"
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,12 @@ class Recipe:
 
     block: str
     path: Path
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def is_asked(self) -> bool:
+        """Does an LLM answer it?"""
+        return self.path.suffix == ".toml"
 
 
 def recipe_folder() -> Path:
@@ -51,7 +64,14 @@ def recipe_folder() -> Path:
     raise MissingInputError("no recipes found: there is no folder features/ with *.py files.")
 
 
-def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> list[Recipe]:
+def find_asked() -> list[str]:
+    """Names of the asked recipes in the folder of recipes, turned on or not."""
+    return sorted(path.stem for path in recipe_folder().glob("*.toml"))
+
+
+def find_recipes(
+    extra: tuple[str, ...] = (), without: tuple[str, ...] = (), ask: tuple[str, ...] = ()
+) -> list[Recipe]:
     """All recipes in the order in which they can run.
 
     Parameters
@@ -61,6 +81,8 @@ def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> 
     without
         Blocks that can't be had here. A recipe that needs nothing else falls away with them, one
         that needs others too goes on without.
+    ask
+        Asked recipes of the recipe folder that are turned on.
 
     Raises
     ------
@@ -69,19 +91,15 @@ def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> 
     UsageError
         If recipes need each other in a circle or need an unknown block.
     """
-    paths = {
-        path.stem: path for path in sorted(recipe_folder().glob("*.py")) if path.stem[0] != "_"
-    }
-    for name in extra:
-        path = Path(name)
-        if not path.is_file():
-            raise MissingInputError(f"{path}: there is no such recipe file.")
-        paths[path.stem] = path
+    paths = _find_paths(extra, ask)
     recipes = {
-        block: Recipe(block, path, tuple(getattr(_load(path), "NEEDS", ())))
+        block: Recipe(block, path, () if path.suffix == ".toml" else _needs(path))
         for block, path in paths.items()
     }
-    known = [*recipes, ENCODER_BLOCK]
+    for recipe in recipes.values():
+        if recipe.is_asked:
+            read_asked(recipe.path)  # what is wrong in it is said before any work
+    known = [*recipes, ENCODER_BLOCK, ASKED_BLOCK]
     for recipe in recipes.values():
         for need in recipe.needs:
             if need not in known:
@@ -89,7 +107,7 @@ def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> 
                     f'{recipe.path}: needs an unknown block "{need}". {did_you_mean(need, known)}'
                 )
     graph = {  # lists, not sets: the order must not depend on the process's hash seed
-        block: [need for need in recipe.needs if need != ENCODER_BLOCK]
+        block: [need for need in recipe.needs if need in recipes]
         for block, recipe in recipes.items()
     }
     try:
@@ -98,7 +116,7 @@ def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> 
         raise UsageError(
             f"recipes need each other in a circle: {' -> '.join(error.args[1])}."
         ) from error
-    absent = set(without)
+    absent = {*without, *(() if any(r.is_asked for r in recipes.values()) else (ASKED_BLOCK,))}
     kept = []
     for recipe in (recipes[block] for block in order):
         needs = tuple(need for need in recipe.needs if need not in absent)
@@ -109,12 +127,37 @@ def find_recipes(extra: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> 
     return kept
 
 
+def _find_paths(extra: tuple[str, ...], ask: tuple[str, ...]) -> dict[str, Path]:
+    """File of each block that counts, by name."""
+    folder = recipe_folder()
+    paths = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"}
+    for block in ask:
+        if block not in find_asked() and block not in {Path(name).stem for name in extra}:
+            raise UsageError(
+                f'there is no asked recipe "{block}" in {folder}. {did_you_mean(block, find_asked())}'
+            )
+        if block in paths:
+            raise UsageError(f'{folder}: "{block}" is both a .py and a .toml file. Rename one.')
+        paths[block] = folder / f"{block}.toml"
+    for name in extra:
+        path = Path(name)
+        if not path.is_file():
+            raise MissingInputError(f"{path}: there is no such recipe file.")
+        paths[path.stem] = path
+    return paths
+
+
 def recipes_digest(recipes: list[Recipe]) -> list[tuple[str, str]]:
     """Block and content digest of each recipe: part of the key of what they made."""
     return [(recipe.block, file_digest(recipe.path)) for recipe in recipes]
 
 
-def run_recipes(recipes: list[Recipe], rows: pl.DataFrame, encoder: pl.DataFrame) -> pl.DataFrame:
+def run_recipes(
+    recipes: list[Recipe],
+    rows: pl.DataFrame,
+    encoder: pl.DataFrame,
+    asked: Mapping[str, pl.DataFrame] = MappingProxyType({}),
+) -> pl.DataFrame:
     """Run recipes over label-free rows.
 
     Parameters
@@ -125,6 +168,8 @@ def run_recipes(recipes: list[Recipe], rows: pl.DataFrame, encoder: pl.DataFrame
         ``row_id, group_id, question, response``; row ids need not be unique, order counts.
     encoder
         Numeric columns that the encoder measured, one row a row of ``rows``.
+    asked
+        For each asked recipe the columns made of the LLM's answers.
 
     Returns
     -------
@@ -138,7 +183,19 @@ def run_recipes(recipes: list[Recipe], rows: pl.DataFrame, encoder: pl.DataFrame
     """
     base = rows.select("group_id", "question", "response").with_row_index("row_id")
     blocks = {ENCODER_BLOCK: encoder.rename(lambda name: f"{ENCODER_BLOCK}_{name}")}
+    ratings = []
     for recipe in recipes:
+        if recipe.is_asked:
+            own = asked[recipe.block]
+            blocks[recipe.block] = own.rename(partial(_prefixed, recipe.block))
+            rating = main_column(read_asked(recipe.path))
+            if rating:
+                # Not a number becomes missing, or it would spoil its whole group's aggregates.
+                ratings.append(own[rating].fill_nan(None).alias(f"{ASKED_BLOCK}_{recipe.block}"))
+    blocks[ASKED_BLOCK] = pl.DataFrame(ratings)
+    for recipe in recipes:
+        if recipe.is_asked:
+            continue
         frame = pl.concat([base, *(blocks[need] for need in recipe.needs)], how="horizontal")
         blocks[recipe.block] = _checked(recipe, _load(recipe.path).build(frame), base)
     return pl.concat([blocks[recipe.block] for recipe in recipes], how="horizontal")
@@ -165,6 +222,14 @@ def _checked(recipe: Recipe, built: pl.DataFrame, base: pl.DataFrame) -> pl.Data
             f'{recipe.path}: column "{wrong[0]}" is {columns.schema[wrong[0]]}, not a number.'
         )
     return columns.cast(pl.Float64).rename(lambda name: f"{recipe.block}_{name}")
+
+
+def _prefixed(block: str, name: str) -> str:
+    return f"{block}_{name}"
+
+
+def _needs(path: Path) -> tuple[str, ...]:
+    return tuple(getattr(_load(path), "NEEDS", ()))
 
 
 def _load(path: Path) -> ModuleType:

@@ -10,7 +10,7 @@ from pathlib import Path
 from stackllm import __version__
 from stackllm.errors import StackllmError
 from stackllm.llm.backbone import cache_folder, choose_dtype, find_backbone
-from stackllm.recipes.loader import find_recipes
+from stackllm.recipes.loader import find_asked, find_recipes
 
 _PACKAGES = (
     "torch",
@@ -46,6 +46,7 @@ def examine(backbone: str) -> dict[str, str]:
         "precision": f"{dtype} ({reason})",
         f"backbone {backbone}": _found(lambda: find_backbone(backbone)),
         "recipes": _found(lambda: ", ".join(recipe.block for recipe in find_recipes())),
+        "recipes that ask an LLM, if turned on": _found(lambda: ", ".join(find_asked())),
         "cache": str(cache_folder()),
         "free disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB",
     }

@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 
 from stackllm import __version__
-from stackllm.data.files import read_table
-from stackllm.data.predictions import Predictions, label_columns, write_predictions
+from stackllm.data.files import check_text, read_table
+from stackllm.data.predictions import Predictions, write_predictions
+from stackllm.data.spreadsheet import spreadsheet_safe
+from stackllm.data.submission import match_classes
 from stackllm.data.table import Table
 from stackllm.errors import DataError
 from stackllm.predict import store_model
@@ -104,18 +106,17 @@ def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> Non
     )
     if sample is not None:
         frame = _like_sample(Path(sample), frame, table)
+    if study.settings.data.csv_safe:
+        frame = spreadsheet_safe(frame)
     write_file(path, frame.write_csv)
 
 
 def _like_sample(path: Path, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     sample = read_table(path)
     id_name = table.id_name if table.id_name in sample.columns else sample.columns[0]
-    own = label_columns([name for name in sample.columns if name != id_name], table.classes)
-    if own is None:
-        raise DataError(
-            f"{path}: its columns do not match the {len(table.classes)} classes. Expected, for example, {frame.columns}."
-        )
+    own = match_classes(path, [name for name in sample.columns if name != id_name], table.classes)
     named = frame.rename(dict(zip(frame.columns, [id_name, *own], strict=True)))
+    check_text(path, sample, (id_name,))
     ids = sample.select(pl.col(id_name).cast(pl.String))
     joined = ids.join(named, on=id_name, how="left", maintain_order="left")
     if ids.height != frame.height or joined[own[0]].null_count():

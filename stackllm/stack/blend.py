@@ -1,4 +1,4 @@
-"""The hill-climbed blend: a log-average whose weights live on the simplex."""
+"""The hill-climbed blend: a weighted sum of log-probabilities."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stackllm.data.metrics import log_loss
-from stackllm.data.predictions import log_average, log_probabilities, softmax
+from stackllm.data.predictions import log_blend, log_probabilities, softmax
 from stackllm.group.posterior import posterior
 from stackllm.members.crossfit import CrossFit, Design
 
@@ -24,7 +24,7 @@ class Blend:
     predictions
         The blended predictions; fold k with weights fitted on the other folds.
     weights
-        Weights of each fold, ``(n_folds, n_models)``, rows sum to 1.
+        Weights of each fold, ``(n_folds, n_models)``, 0 or more.
     names
         Names of the models.
     """
@@ -37,12 +37,15 @@ class Blend:
 def climb(
     logs: np.ndarray, groups: np.ndarray, labels: np.ndarray, quota: int, n_steps: int = 60
 ) -> np.ndarray:
-    """Weights of a log-average by greedy steps on the log loss of the group posterior.
+    """Weights of log-probabilities by greedy steps on the log loss of the group posterior.
 
-    Each step adds :data:`STEP` to the weight of the model that lowers the loss most; it ends when
-    none does. The sum of the weights acts as an inverse temperature while climbing; only their
-    proportions are returned, since stage three fits the temperature. (After Caruana et al.,
-    "Ensemble selection from libraries of models", 2004.)
+    From all weights 0, which is chance, each step adds :data:`STEP` to the weight of the model that
+    lowers the loss most; it ends when none does. A model that comes in anew must lower the summed
+    loss by half the logarithm of the number of groups (Schwarz, "Estimating the dimension of a
+    model", 1978), or noise would always find a place. The sum of the weights acts as an inverse
+    temperature: blends of different folds come out equally well calibrated, and where no model
+    knows anything the blend says so. (After Caruana et al., "Ensemble selection from libraries of
+    models", 2004.)
 
     Parameters
     ----------
@@ -58,23 +61,23 @@ def climb(
     Returns
     -------
     numpy.ndarray
-        ``(n_models,)``, 0 or more, sums to 1.
+        ``(n_models,)``, 0 or more.
     """
     counts = np.zeros(len(logs))
     total = np.zeros_like(logs[0])
-    loss = np.inf
+    loss = log_loss(posterior(softmax(total), groups, quota), labels)
+    entry = 0.5 * np.log(len(np.unique(groups))) / len(labels)  # nats a row
     for _ in range(n_steps):
         tried = [
             log_loss(posterior(softmax(total + STEP * added), groups, quota), labels)
             for added in logs
         ]
-        best = int(np.argmin(tried))
-        if tried[best] >= loss - 1e-6:
+        best = int(np.argmin(np.array(tried) + entry * (counts == 0)))
+        if tried[best] >= loss - max(1e-6, entry * (counts[best] == 0)):
             break
         counts[best] += 1
         total, loss = total + STEP * logs[best], tried[best]
-    result: np.ndarray = counts / counts.sum()
-    return result
+    return STEP * counts
 
 
 def cross_blend(models: dict[str, CrossFit], design: Design, quota: int) -> Blend:
@@ -99,6 +102,6 @@ def cross_blend(models: dict[str, CrossFit], design: Design, quota: int) -> Blen
         weights[fold] = climb(
             log_probabilities(oofs[:, rest]), design.train_groups[rest], design.labels[rest], quota
         )
-        oof[own] = log_average(oofs[:, own], weights[fold])
-        test[fold] = log_average(tests[:, fold], weights[fold])
+        oof[own] = log_blend(oofs[:, own], weights[fold])
+        test[fold] = log_blend(tests[:, fold], weights[fold])
     return Blend(CrossFit(oof, test), weights, tuple(models))

@@ -6,6 +6,7 @@ import numpy as np
 
 from stackllm.data.predictions import log_probabilities
 from stackllm.members.crossfit import CrossFit
+from stackllm.members.inputs import categorical
 from stackllm.recipes.within import centre
 
 _LEFT_OUT = "standing_"
@@ -44,7 +45,7 @@ def stack_features(
         float64 ``(n_rows, n_features)``: per member log-probabilities, the same centred within
         the group, log-posteriors; then their means over the members; then the recipe columns.
     """
-    kept = [i for i, name in enumerate(names) if not name.startswith(_LEFT_OUT)]
+    kept = _kept(names)
     pieces = []
     logits = [log_probabilities(member.fold(fold)) for member in members.values()]
     certain = [log_probabilities(member.fold(fold)) for member in posteriors.values()]
@@ -53,3 +54,13 @@ def stack_features(
     mean = np.mean(logits, axis=0)
     pieces += [mean, centre(mean, groups), np.mean(certain, axis=0), blocks[:, kept]]
     return np.hstack(pieces)
+
+
+def stack_categorical(n_features: int, names: tuple[str, ...]) -> list[int]:
+    """Places of category numbers in a matrix of :func:`stack_features` with so many columns."""
+    own = [names[i] for i in _kept(names)]
+    return [n_features - len(own) + i for i in categorical(own)]
+
+
+def _kept(names: tuple[str, ...]) -> list[int]:
+    return [i for i, name in enumerate(names) if not name.startswith(_LEFT_OUT)]

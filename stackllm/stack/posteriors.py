@@ -37,7 +37,9 @@ class Calibrated:
         return self.predictions.oof
 
 
-def cross_posteriors(predictions: CrossFit, design: Design, quota: int) -> Calibrated:
+def cross_posteriors(
+    predictions: CrossFit, design: Design, quota: int, temperature: float | None = None
+) -> Calibrated:
     """Calibrated rows and group posteriors, temperatures nested by fold.
 
     Parameters
@@ -48,14 +50,18 @@ def cross_posteriors(predictions: CrossFit, design: Design, quota: int) -> Calib
         Folds and groups.
     quota
         How often a class stands in a group.
+    temperature
+        Of the posteriors of every fold, for predictions that are calibrated to them. None: fitted
+        on the other folds.
     """
     oof = np.empty_like(predictions.oof)
-    temperatures = np.empty(design.n_folds)
+    temperatures = np.full(design.n_folds, temperature or 1.0)
     for fold in range(design.n_folds):
         rest, own = design.folds != fold, design.folds == fold
-        temperatures[fold] = fit_temperature(
-            predictions.oof[rest], design.train_groups[rest], design.labels[rest], quota
-        )
+        if temperature is None:
+            temperatures[fold] = fit_temperature(
+                predictions.oof[rest], design.train_groups[rest], design.labels[rest], quota
+            )
         oof[own] = posterior(
             predictions.oof[own], design.train_groups[own], quota, temperature=temperatures[fold]
         )

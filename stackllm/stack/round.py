@@ -55,7 +55,8 @@ def finish_round(
     finished = {
         **posteriors,
         "stack": cross_posteriors(stack, design, quota),
-        "blend": cross_posteriors(blend.predictions, design, quota),
+        # its weights are its temperature; to fit another on the same folds would correct twice
+        "blend": cross_posteriors(blend.predictions, design, quota, temperature=1.0),
     }
     loss = log_loss(finished["blend"].oof, design.labels)
     return Round(number, fits, finished, blend, loss)

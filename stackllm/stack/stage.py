@@ -12,7 +12,7 @@ from stackllm.members.boosting import BoostingParams, fit_boosting, predict_boos
 from stackllm.members.crossfit import CrossFit, Design, Fit
 from stackllm.members.inputs import Inputs
 from stackllm.members.stage import fit_key, gather
-from stackllm.stack.features import stack_features
+from stackllm.stack.features import stack_categorical, stack_features
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 
@@ -51,6 +51,7 @@ def cross_fit_stack(
         fold: stack_features(fold, members, posteriors, inputs.blocks, inputs.names, design.groups)
         for fold in range(design.n_folds)
     }
+    codes = stack_categorical(matrices[0].shape[1], inputs.names)
     keys = {fold: digest(matrix) for fold, matrix in matrices.items()}
     stored = engine.ensure(
         f"stack inputs, round {number}",
@@ -59,28 +60,35 @@ def cross_fit_stack(
                 make_unit(f"stack/inputs/round{number}_fold{fold}", VERSION, keys[fold]),
                 _store_matrix,
                 (matrix,),
+                here=True,
             )
             for fold, matrix in matrices.items()
         ],
-        n_jobs=1,
     )
     tasks = [
         Task(
             make_unit(
-                f"stack/models/{fit.name}", VERSION, keys[fit.fold], params, fit_key(fit), seed
+                f"stack/models/{fit.name}",
+                VERSION,
+                keys[fit.fold],
+                fit_key(fit),
+                codes,
+                params=(params, seed),
             ),
             fit_stack,
-            (stored[fit.fold], fit, params, seed),
+            (stored[fit.fold], fit, params, seed, codes),
         )
         for fit in fits
     ]
     return gather(design, fits, engine.ensure(f"stack, round {number}", tasks))
 
 
-def fit_stack(folder: Path, matrix: Path, fit: Fit, params: BoostingParams, seed: int) -> None:
+def fit_stack(
+    folder: Path, matrix: Path, fit: Fit, params: BoostingParams, seed: int, codes: Sequence[int]
+) -> None:
     """Fit one stack, and write its models and predictions into ``folder``."""
     features = np.load(matrix / "features.npy", mmap_mode="r", allow_pickle=False)
-    fit_boosting(features[fit.targets.rows], fit.targets, params, seed, folder)
+    fit_boosting(features[fit.targets.rows], fit.targets, params, seed, folder, codes)
     np.save(folder / "predictions.npy", predict_boosting(features[fit.predict], folder))
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
+import hashlib
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stackllm.errors import StorageError
+
+_TRIES = 20
+"""How often a folder is moved into its place against others that do the same."""
 
 
 @contextmanager
@@ -71,9 +80,8 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent
-        )
+        _remove_abandoned(path)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -115,7 +123,7 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """
     with storage_errors(path, "writing"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
         try:
             fill(temporary)
             for file in sorted(temporary.rglob("*")):
@@ -123,17 +131,68 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
                     fsync_file(file)
             fsync_folder(temporary)
             temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                old = temporary.with_suffix(".old")
-                path.replace(old)
-                temporary.replace(path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                temporary.replace(path)
+            _move_into_place(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         fsync_folder(path.parent)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Was this temporary file or folder left by a process of this machine that is gone?"""
+    told = re.search(r"\.([0-9a-f]{8})-(\d+)-[^.]*(\.\d+)?\.(tmp|old)$", path.name)
+    return told is not None and told[1] == _host() and not process_exists(int(told[2]))
+
+
+def process_exists(pid: int) -> bool:
+    """Is there a process of this number on this machine?"""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of the same file left beside it."""
+    for found in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
+        if is_abandoned(found):
+            found.unlink(missing_ok=True)
+
+
+def _stem(path: Path) -> str:
+    return f".{path.name[:100]}."
+
+
+def _prefix(path: Path) -> str:
+    """Beginning of a temporary name: of which file, and whose."""
+    return f"{_stem(path)}{_host()}-{os.getpid()}-"
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    """Rename a folder onto ``path``, whatever stands there and whoever else does the same."""
+    for _ in range(_TRIES):
+        old = temporary.with_suffix(f".{time.time_ns()}.old")
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                if old.exists() and not path.exists():
+                    old.replace(path)
+                raise
+            continue  # another writer was faster
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+        return
+    raise FileExistsError(errno.EEXIST, "other processes keep writing it")
 
 
 def _write_all(path: Path, content: bytes) -> None:

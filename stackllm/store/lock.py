@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stackllm.errors import LockedError
-from stackllm.store.atomic import storage_errors
+from stackllm.store.atomic import process_exists, storage_errors, write_text
+from stackllm.store.folder import open_folder
+
+_HOLDER_SECONDS = 3.0
+"""How long to wait for the name of a holder that has only just taken the lock."""
 
 
 @contextmanager
@@ -23,6 +29,8 @@ def locked(root: Path) -> Iterator[None]:
     ------
     LockedError
         If another process holds it, with that process's number and machine.
+    StorageError
+        If the folder cannot be written, or a link in it leads elsewhere.
     """
     with storage_errors(root, "making the run's folder"):
         root.mkdir(parents=True, exist_ok=True)
@@ -36,16 +44,25 @@ def locked(root: Path) -> Iterator[None]:
                 f"{root}: {_holder(holder)} is writing this run. Wait for it, or choose another with --name."
             ) from error
     try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        open_folder(root)
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            holder.unlink()
         lock.release()
 
 
 def _holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text())
-        return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
+    """Who holds the lock; a name that a killed holder left is not believed."""
+    deadline = time.monotonic() + _HOLDER_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            holder = json.loads(path.read_text())
+            pid, host = int(holder["pid"]), str(holder["host"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pid, host = 0, ""
+        if pid and (host != socket.gethostname() or process_exists(pid)):
+            return f"process {pid} on {host}"
+        time.sleep(0.05)
+    return "another process"

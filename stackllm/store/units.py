@@ -1,8 +1,9 @@
 """Units on disk: a folder with a verified manifest, or nothing.
 
-``<root>/<stage>/<unit>/`` holds data files and, written last, ``manifest.json`` with the unit's key
-and a SHA-256 and size for each file. A folder whose manifest is absent, of another key, or does not
-match its files does not exist for a reader; one that is damaged is moved to ``quarantine/``.
+``<root>/<stage>/<unit>/`` holds data files and, written last, ``manifest.json`` with the unit's key,
+what the key is made of, and a SHA-256 and size for each file. A folder whose manifest is absent, of
+another key, or does not match its files does not exist for a reader; one that is corrupt is moved to
+``quarantine/``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from stackllm.store.atomic import replace_folder, storage_errors
 from stackllm.store.digest import digest, file_digest
 
 MANIFEST = "manifest.json"
+REUSED = "done"
+"""State of a unit that need not run."""
+
+_REASONS = {"code": "code changed", "params": "parameters changed", "inputs": "input changed"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,13 @@ class Unit:
         Folder below the root, ``stage/name``: letters, digits, ``.``, ``_``, ``-`` and ``/``.
     key
         Digest of the stage, its code version, its parameters and its inputs.
+    parts
+        Digest of each of those by name, so that a reader can tell which has changed.
     """
 
     path: str
     key: str
+    parts: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         parts = self.path.split("/")
@@ -47,31 +55,45 @@ class Unit:
         return root.joinpath(*self.path.split("/"))
 
 
-def make_unit(path: str, version: int, *inputs: Any) -> Unit:
-    """A unit whose key covers its path, its stage's code version and its inputs."""
-    return Unit(path, digest(path, version, *inputs))
+def make_unit(path: str, version: int, *inputs: Any, params: Any = None) -> Unit:
+    """A unit whose key covers its path and everything that decides its bytes.
+
+    Parameters
+    ----------
+    path
+        Folder below the root.
+    version
+        Version of the stage's code.
+    *inputs
+        What it reads, or digests of that.
+    params
+        What the user can set about it.
+    """
+    parts = {"code": digest(version), "params": digest(params), "inputs": digest(*inputs)}
+    return Unit(path, digest(path, parts), parts)
 
 
 def state(root: Path, unit: Unit) -> str:
-    """Why a unit will run or be re-used: ``done``, ``new``, ``inputs changed`` or ``damaged``.
+    """Why a unit will run or be re-used.
 
-    Every file's size and SHA-256 is checked: raw formats accept almost every flipped bit, so the
-    digest is the only guard.
+    Returns
+    -------
+    str
+        ``done``, ``new``, ``corrupt``, or which part of its key is another now: ``code changed``,
+        ``parameters changed``, ``input changed``.
     """
     folder = unit.inside(root)
     if not folder.is_dir():
         return "new"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["key"] != unit.key:
-            return "inputs changed"
-        for name, entry in manifest["files"].items():
-            file = folder / name
-            if file.stat().st_size != entry["size"] or file_digest(file) != entry["sha256"]:
-                return "damaged"
+        manifest = _read_manifest(folder)
+        if manifest["key"] == unit.key:
+            return REUSED if _files_match(folder, manifest["files"]) else "corrupt"
+        stored = manifest["parts"]
     except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
-        return "damaged"
-    return "done"
+        return "corrupt"
+    changed = (name for name in _REASONS if stored.get(name) != unit.parts.get(name))
+    return _REASONS[next(changed, "inputs")]
 
 
 def publish(root: Path, unit: Unit, fill: Callable[[Path], None]) -> Path:
@@ -99,15 +121,15 @@ def publish(root: Path, unit: Unit, fill: Callable[[Path], None]) -> Path:
             path.name: {"size": path.stat().st_size, "sha256": file_digest(path)}
             for path in sorted(temporary.iterdir())
         }
-        content = {"unit": unit.path, "key": unit.key, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True))
+        content = {"unit": unit.path, "key": unit.key, "parts": unit.parts, "files": files}
+        (temporary / MANIFEST).write_text(_signed(content))
 
     replace_folder(folder, fill_and_sign)
     return folder
 
 
 def quarantine(root: Path, unit: Unit) -> Path:
-    """Move a damaged unit out of the way, so that it is made again and can still be looked at."""
+    """Move a corrupt unit out of the way, so that it is made again and can still be looked at."""
     target = root / "quarantine" / f"{unit.path.replace('/', '-')}-{time.time_ns()}"
     with storage_errors(target, "moving a damaged unit"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,12 +143,56 @@ def open_unit(root: Path, unit: Unit) -> Path:
     Raises
     ------
     StorageError
-        If it is not there, stale or damaged.
+        If it is not there, stale or corrupt.
     """
     found = state(root, unit)
-    if found != "done":
+    if found != REUSED:
         raise StorageError(
-            f"{unit.inside(root)} is {found if found == 'damaged' else 'not there'}. "
+            f"{unit.inside(root)} is {found if found == 'corrupt' else 'not there'}. "
             "Run the same command again to make it anew."
         )
     return unit.inside(root)
+
+
+def stored_key(folder: Path) -> str:
+    """The key under which a unit was published, for a reader who can't work it out.
+
+    Raises
+    ------
+    StorageError
+        If the manifest is absent or corrupt.
+    """
+    try:
+        return str(_read_manifest(folder)["key"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"{folder / MANIFEST} cannot be read. Run the same command again to make it anew."
+        ) from error
+
+
+def _signed(content: dict[str, Any]) -> str:
+    """A manifest as text, with a digest of itself: a flipped bit in it must not look like news."""
+    return json.dumps({**content, "self": digest(content)}, indent=1, sort_keys=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    text = (folder / MANIFEST).read_text()
+    content: dict[str, Any] = json.loads(text)
+    content.pop("self")
+    if _signed(content) != text:
+        raise ValueError("the manifest is not as it was written")
+    return content
+
+
+def _files_match(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
+    """Is every file there as it was written, and none beside them?
+
+    Raw formats accept almost every flipped bit, so the digest is the only guard.
+    """
+    found = {path.name for path in folder.iterdir()} - {MANIFEST}
+    return found == set(files) and all(
+        not (folder / name).is_symlink()
+        and (folder / name).stat().st_size == entry["size"]
+        and file_digest(folder / name) == entry["sha256"]
+        for name, entry in files.items()
+    )

@@ -138,5 +138,5 @@ def test_sample_of_another_contest(contest):
     (contest / "sample.csv").write_text("id,a,b\n0,0.5,0.5\n")
     done = stackllm("stack", "--sample", "sample.csv", "--folds", "3", *PLAIN, cwd=contest)
     assert done.returncode == 65
-    assert "do not match the 3 classes" in done.stderr
+    assert "3 class columns are not there" in done.stderr
     assert (contest / "artifacts/run/members/lexical/round0_fold0/manifest.json").exists()

@@ -260,7 +260,7 @@ BAD = {
     "nameless column": ("id,group,a,\n1,q,0.5,0.5\n", "no name"),
     "one class": ("id,group,a\n1,q,1\n", "two or more"),
     "semicolons": ("id;a;b\n1;0.5;0.5\n", "Separate columns by commas"),
-    "too many fields": (HEADER + "1,q,0.5,0.5,0.5\n", "well-formed"),
+    "too many fields": (HEADER + "1,q,0.5,0.5,0.5\n", "row 1 has 5 fields and the header 4"),
     "NUL": (HEADER + "1,q\0,0.5,0.5\n", "NUL"),
     "carriage returns": (HEADER.replace("\n", "\r") + "1,q,0.5,0.5\r", "carriage return"),
 }
@@ -296,7 +296,7 @@ def test_a_cell_of_ten_megabytes_is_read_and_never_shown(folder: Path) -> None:
 def test_a_folder_a_missing_file_and_a_missing_column(folder: Path) -> None:
     assert "no such file" in refused(folder, 66, "nowhere.csv")
     (folder / "sub").mkdir()
-    refused(folder, 74, "sub")
+    assert "this is a folder" in refused(folder, 66, "sub")
     assert 'no column "idd"' in refused(folder, 65, "sub.csv", "--id", "idd")
     assert 'no column "q"' in refused(folder, 65, "sub.csv", "--group", "q")
 

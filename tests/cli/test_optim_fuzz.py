@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from stackllm.data.files import write_frame
 from stackllm.errors import StackllmError
-from stackllm.group.files import write_frame
 from stackllm.group.improve import Request, improve
 
 CASES = int(os.environ.get("STACKLLM_FUZZ_CASES", "1500"))

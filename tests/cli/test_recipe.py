@@ -1,10 +1,6 @@
 """The four steps through the command line, on small contests."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import polars as pl
@@ -103,51 +99,6 @@ def test_same_seed_same_bytes_with_one_worker_or_two(played, tmp_path):
     assert {k: v for k, v in first.items() if "quarantine" not in k} == second
 
 
-def test_killed_and_resumed_gives_the_same_bytes(played, tmp_path):
-    folder, _ = played
-    other = write_table(tmp_path, 40, 12)
-    command = [sys.executable, "-m", "stackllm", "run", *PLAIN]
-    run = other / "artifacts" / "run"
-    kills = 0
-    for stage in ("members/lexical", "stack/models"):
-        process = subprocess.Popen(command, cwd=other, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not list(run.glob(f"{stage}/*")) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert process.poll() is None, "it ended before the kill"
-        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-        process.wait()
-        kills += 1
-        assert not (run / "submission.csv").exists()
-    assert kills == 2
-    done = stackllm("run", *PLAIN, cwd=other)
-    assert done.returncode == 0, done.stderr
-    first = {
-        k: v for k, v in digests(folder / "artifacts" / "run").items() if "quarantine" not in k
-    }
-    second = {k: v for k, v in digests(run).items() if ".tmp" not in k}
-    assert second == first
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_stop_with_their_code(tmp_path, number, status):
-    folder = write_table(tmp_path, 40, 12)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stackllm", "run", *PLAIN],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (folder / "artifacts/run/inputs").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "the same command again goes on from here" in said
-    assert "Traceback" not in said
-
-
 def test_labels_shuffled_within_groups_score_chance(tmp_path):
     """In one draw. Over many draws the stack is a little above chance: docs/LOG.md, the open leak."""
     folder = write_table(tmp_path, 60, 24, signal=False, seed=3)
@@ -205,6 +156,19 @@ def test_dry_run_lists_reasons_and_writes_nothing(tmp_path):
     assert done.returncode == 0
     assert "folds: new" in done.stderr
     assert not list((folder / "artifacts" / "run").glob("*/*"))
+
+
+def test_dry_run_tells_what_has_changed(played):
+    folder, _ = played
+
+    def told(*more):
+        return stackllm("stack", *PLAIN[:-1], "--dry-run", *more, cwd=folder).stderr
+
+    assert "folds: done" in told()
+    assert "stack/models/round0_fold0: done" in told()
+    assert "folds: parameters changed" in told("--seed", "7")
+    pl.read_csv(folder / "test.csv").head(30).write_csv(folder / "fewer.csv")
+    assert "folds: input changed" in told("--test", "fewer.csv")
 
 
 def test_other_members_and_columns_through_a_settings_file(tmp_path):

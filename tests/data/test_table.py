@@ -1,4 +1,6 @@
+import dataclasses
 import hashlib
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -54,6 +56,19 @@ def test_bom_crlf_and_newlines_in_fields_are_read(contest):
     assert table.train["question"].to_list() == ["q,1", "q,1"]
 
 
+def test_empty_lines_are_no_rows(contest):
+    table = read_training(contest("Question,Response,target\nq,a,0\n\nq,b,1\n\n", TEST))
+    assert table.train["response"].to_list() == ["a", "b"]
+
+
+def test_parquet_may_hold_further_columns_of_any_type(contest, tmp_path):
+    params = contest("Question,Response,target\nq,a,0\nq,b,1\n", TEST)
+    wide = read_table(Path(params.train)).with_columns(vector=pl.Series([[1.0, 2.0], [3.0]]))
+    wide.write_parquet(tmp_path / "wide.parquet")
+    table = read_training(dataclasses.replace(params, train=str(tmp_path / "wide.parquet")))
+    assert table.train["response"].to_list() == ["a", "b"]
+
+
 def test_other_column_names_and_string_labels(contest):
     train = "prompt,answer,author\np,a,zoe\np,b,adam\n"
     test = "key,prompt,answer\nk1,r,a\nk2,r,b\n"
@@ -100,7 +115,7 @@ def test_broken_quotas_and_empty_texts_are_counted(contest):
     ("content", "sentence"),
     [
         (b"", "the file is empty"),
-        (b"Question,Response,target\n", "a header but no rows"),
+        (b"Question,Response,target\n", "a header but no row"),
         (b"Question,Response,Response\nq,a,0\n", 'the header names "Response" more than once'),
         (b"Question,Response,target\nq,a,0\nq,b\n", "row 2 has 2 fields and the header 3"),
         (b"Question,Response,target\nq,a,0\n,,\n", "row 2 is empty"),

@@ -29,3 +29,24 @@ def make_model():
         return model.eval().requires_grad_(False)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def make_backbone(tmp_path_factory, make_model):
+    """Write a random decoder of a family and a tokenizer of words into a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def build(family: str, layers: int = 4) -> str:
+        folder = tmp_path_factory.mktemp(family)
+        words = ["<unk>", "<s>", "Question", ":", "Answer", *(f"w{i}" for i in range(200))]
+        tokenizer = Tokenizer(
+            models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+        fast.save_pretrained(folder)
+        make_model(family, layers).save_pretrained(folder)
+        return str(folder)
+
+    return build

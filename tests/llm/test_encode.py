@@ -15,18 +15,8 @@ from stackllm.llm.encode import EncoderParams, encode
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory, make_model):
-    """A folder with a random Llama and a tokenizer of words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("backbone")
-    words = ["<unk>", "<s>", "Question", ":", "Answer", *(f"w{i}" for i in range(200))]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
-    make_model("llama").save_pretrained(folder)
-    return str(folder)
+def backbone(make_backbone):
+    return make_backbone("llama")
 
 
 def make_rows(n_groups, seed=0):
@@ -158,7 +148,8 @@ def test_precision_comes_with_its_reason():
 @pytest.mark.slow
 def test_the_embedded_llm_reads_english():
     """Shuffled words are less likely than the sentence they came from."""
-    from stackllm.llm.encoder import Prompt, read_group_batch
+    from stackllm.llm.encoder import read_group_batch
+    from stackllm.llm.prompts import Prompt
 
     loaded = load_backbone(dtype="float32", echo=lambda _: None)
     ids = lambda text: loaded.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731

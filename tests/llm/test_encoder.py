@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stackllm.llm.encoder import LIKELIHOOD, Prompt, read_group_batch
+from stackllm.llm.encoder import LIKELIHOOD, read_group_batch
+from stackllm.llm.prompts import Prompt
 
 FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
 LAYERS = (1, 2, 4)

@@ -169,9 +169,9 @@ def test_the_blend_is_no_worse_than_its_best_model_and_leaves_noise_out(design):
         "noise": noisy(design, 0, 2),
     }
     blend = cross_blend(models, design, 1)
-    assert np.allclose(blend.weights.sum(axis=1), 1)
     assert (blend.weights >= 0).all()
-    weights = dict(zip(blend.names, blend.weights.mean(axis=0), strict=True))
+    shares = blend.weights.mean(axis=0) / blend.weights.mean(axis=0).sum()
+    weights = dict(zip(blend.names, shares, strict=True))
     assert weights["noise"] < 0.15 < weights["fair"] < weights["good"]
     losses = {
         name: log_loss(cross_posteriors(model, design, 1).oof, design.labels)
@@ -180,9 +180,22 @@ def test_the_blend_is_no_worse_than_its_best_model_and_leaves_noise_out(design):
     assert losses["blend"] < losses["good"]
 
 
-def test_climbing_one_model_takes_it():
-    logs = np.log(np.full((1, 6, 3), 1 / 3))
-    assert climb(logs, np.repeat([0, 1], 3), np.tile([0, 1, 2], 2), 1).tolist() == [1.0]
+def test_models_that_know_nothing_blend_to_chance():
+    rng = np.random.default_rng(5)
+    groups, labels = np.repeat(np.arange(40), 3), np.tile([0, 1, 2], 40)
+    flat = np.log(np.full((1, 120, 3), 1 / 3))
+    assert climb(flat, groups, labels, 1).tolist() == [0.0]
+    wrong = np.log(rng.dirichlet(np.ones(3) * 0.3, (4, 120)) * (1 - np.eye(3)[labels]) + 0.01)
+    assert climb(wrong, groups, labels, 1).tolist() == [0.0] * 4
+
+
+def test_a_blend_makes_up_for_the_scale_of_a_model(design):
+    calm = noisy(design, 1.0, 0)
+    sharp = CrossFit(*(p**3 / (p**3).sum(axis=-1, keepdims=True) for p in (calm.oof, calm.test)))
+    of_calm, of_sharp = (
+        cross_blend({"model": model}, design, 1).weights.mean() for model in (calm, sharp)
+    )
+    assert of_calm == pytest.approx(3 * of_sharp, rel=0.15)
 
 
 def test_external_members_are_checked_and_in_sample_ones_warned_of(design, tmp_path):

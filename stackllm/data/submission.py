@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from stackllm.data.files import check_ids, read_frame, shown
 from stackllm.errors import DataError, did_you_mean
-from stackllm.group.files import check_ids, read_frame, shown
-from stackllm.group.shapes import Floats
+
+Floats = NDArray[np.float64]
 
 ID_NAMES = ("id", "row_id")
 SUM_TOLERANCE = 1e-3
@@ -113,20 +115,33 @@ def read_submission(
 
 
 def match_classes(path: Path, header: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """The columns of ``header`` that hold ``classes``: of the same name, else of the same suffix.
+    """The columns of ``header`` that hold ``classes``.
+
+    They have the same names, or one beginning before them all (``target_3`` holds 3), or the same
+    suffix, as long as no two columns share it.
 
     Raises
     ------
     DataError
-        If a class has no column.
+        If a class has no column, or could have two.
     """
     lacking = [name for name in classes if name not in header]
     if not lacking:
         return list(classes)
-    by_suffix = {_suffix(name): name for name in header} | {name: name for name in header}
-    wanted = [_suffix(name) for name in classes]
-    if all(suffix in by_suffix for suffix in wanted):
-        return [by_suffix[suffix] for suffix in wanted]
+    beginnings = sorted(
+        name.removesuffix(classes[0]) for name in header if name.endswith(classes[0])
+    )
+    whole = [start for start in beginnings if all(start + name in header for name in classes)]
+    if len(whole) > 1:
+        raise DataError(
+            f'{path}: class "{classes[0]}" could be column "{whole[0]}{classes[0]}" or '
+            f'"{whole[1]}{classes[0]}". Remove or rename the columns that are not meant.'
+        )
+    if whole:
+        return [whole[0] + name for name in classes]
+    wanted, held = [_suffix(name) for name in classes], [_suffix(name) for name in header]
+    if len(set(wanted)) == len(wanted) and all(held.count(suffix) == 1 for suffix in wanted):
+        return [header[held.index(suffix)] for suffix in wanted]
     raise DataError(
         f'{path}: {len(lacking)} class columns are not there (first: "{lacking[0]}"). '
         f"{did_you_mean(lacking[0], header)}"

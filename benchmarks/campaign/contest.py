@@ -1,0 +1,173 @@
+"""A small contest, commands on it, and what an undisturbed run of each leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NOT_RESULTS = {"timings.jsonl", ".lock", ".lock.json"}
+SETTINGS = """
+[run]
+folds = 2
+[encoder]
+backbone = "none"
+[stack]
+n_trees = 6
+n_seeds = 1
+[pseudo]
+rounds = 1
+[[member]]
+kind = "lexical"
+[[member]]
+kind = "features"
+n_trees = 6
+"""
+
+
+def write_contest(folder: Path, n_groups: int = 12, seed: int = 0) -> Path:
+    """``train.csv``, ``test.csv``, ``sub.csv`` and ``stackllm.toml`` of three classes in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    train, test, sub = ["Question,Response,target"], ["id,Question,Response"], ["id,a,b,c"]
+    for group in range(2 * n_groups):
+        for label in draw.sample(range(3), 3):
+            words = " ".join(draw.choices(["so", "well", "thus", "but", "and", "then"], k=8))
+            answer = f"{words}{'.!?'[label] if draw.random() < 0.8 else ';'} {words}"
+            if group < n_groups:
+                train.append(f"question {group},{answer},{label}")
+            else:
+                parts = [draw.random() + 0.1 for _ in range(3)]
+                sub.append(f"{len(test) - 1}," + ",".join(repr(p / sum(parts)) for p in parts))
+                test.append(f"{len(test) - 1},question {group},{answer}")
+    for name, lines in (("train", train), ("test", test), ("sub", sub)):
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    (folder / "stackllm.toml").write_text(SETTINGS)
+    return folder
+
+
+def python(*arguments: str) -> list[str]:
+    """A command of this interpreter."""
+    return [sys.executable, *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a child: this clone importable, nothing else changed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
+def run(command: Sequence[str], cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=600
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every published file; times, locks and quarantine are not results."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in NOT_RESULTS
+        and "quarantine" not in path.relative_to(folder).parts
+    }
+
+
+def ran(folder: Path) -> list[str]:
+    """Units that have run in ``folder``, in order, from their times."""
+    path = folder / "artifacts" / "run" / "timings.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line)["unit"] for line in path.read_text().splitlines() if line[-1:] == "}"]
+
+
+def finished_units(folder: Path) -> set[str]:
+    """Units that stand published."""
+    root = folder / "artifacts" / "run"
+    return {
+        str(path.parent.relative_to(root))
+        for path in root.rglob("manifest.json")
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    }
+
+
+def started_units(folder: Path) -> int:
+    """Units whose worker was inside them: their temporary folders."""
+    return sum(path.is_dir() for path in (folder / "artifacts" / "run").rglob(".*.tmp"))
+
+
+@dataclass
+class Stage:
+    """A command, the folder it starts from, and what it leaves when nobody disturbs it.
+
+    Parameters
+    ----------
+    name
+        Of the stage that is disturbed.
+    arguments
+        Of ``stackllm``.
+    before
+        Arguments of the command that has been run before.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    home: Path = field(default_factory=Path)
+
+    @property
+    def command(self) -> list[str]:
+        """The whole command."""
+        return python("-m", "stackllm", *self.arguments)
+
+    @cached_property
+    def start(self) -> Path:
+        """Folder that every case starts from a copy of."""
+        folder = write_contest(self.home / f"{self.name}-start")
+        if self.before:
+            done = run(python("-m", "stackllm", *self.before), folder)
+            assert done.returncode == 0, done.stderr
+        return folder
+
+    @cached_property
+    def expected(self) -> dict[str, str]:
+        """What the command leaves."""
+        folder = self.copy("undisturbed")
+        done = run(self.command, folder)
+        assert done.returncode == 0, done.stderr
+        found = digests(folder)
+        assert found.keys() > digests(self.start).keys()
+        return found
+
+    def copy(self, name: str) -> Path:
+        """A fresh folder to work in."""
+        target = self.home / f"{self.name}-{name}"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self.start, target)
+        return target
+
+
+def stages(home: Path) -> dict[str, Stage]:
+    """The commands that are disturbed, each beginning where its own stage begins."""
+    quiet = ("--quiet", "--jobs", "2")
+    optim = ("optim", "sub.csv", "--groups", "test.csv", "--group", "Question")
+    return {
+        stage.name: stage
+        for stage in (
+            Stage("features", ("features", *quiet), home=home),
+            Stage("stack", ("stack", *quiet), ("features", *quiet), home),
+            Stage("pseudo", ("pseudo", *quiet), ("stack", *quiet), home),
+            Stage("optim", optim, home=home),
+        )
+    }

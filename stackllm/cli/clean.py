@@ -1,0 +1,35 @@
+"""``stackllm clean``: room on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def clean(names: tuple[str, ...], artifacts: Path, as_json: bool) -> None:
+    """Remove runs or parts of the cache, by the names that "stackllm runs --sizes" lists.
+
+    Everything in the cache can be made again; "quarantine" stands for the damaged units that were
+    moved aside in all runs.
+
+    \b
+    Examples:
+      stackllm clean cache/trunk
+      stackllm clean old_run quarantine
+    """
+    from stackllm.report import housekeeping
+
+    removed = [housekeeping.clean(artifacts, name) for name in names]
+    if as_json:
+        click.echo(json.dumps({"removed": [vars(part) for part in removed]}))
+        return
+    for part in removed:
+        click.echo(f"removed {part.name}: {part.files:,} files, {part.size / 2**20:,.1f} MiB")

@@ -1,0 +1,99 @@
+"""The pool of this machine: worker processes through joblib's loky, each with a unit of its own.
+
+One executor a worker, so that a worker that dies takes its one unit with it and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Collection
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from pathlib import Path
+from typing import Any
+
+from stackllm.engine.local import Task, WorkerDiedError, run_task
+
+_PARENT_SECONDS = 0.2
+"""How soon a worker notices that the process it works for is gone."""
+
+
+class Processes:
+    """Worker processes of this machine, started when first needed.
+
+    Parameters
+    ----------
+    n_workers
+        Most of them; each computes on one thread.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self.slots = n_workers
+        self._idle: list[Any] = []
+        self._busy: dict[Future[float], Any] = {}
+
+    def submit(self, root: Path, task: Task) -> Future[float]:
+        """Start a unit in an idle worker."""
+        while True:
+            worker = self._idle.pop() if self._idle else _start_worker()
+            try:
+                future: Future[float] = worker.submit(run_task, root, task)
+            except BrokenExecutor:  # it died while it had nothing to do
+                worker.shutdown(wait=False, kill_workers=True)
+                continue
+            self._busy[future] = worker
+            return future
+
+    def wait(self, handles: Collection[Future[float]]) -> Collection[Future[float]]:
+        """Wait for at least one."""
+        return wait(handles, return_when=FIRST_COMPLETED).done
+
+    def result(self, handle: Future[float]) -> float:
+        """Seconds that an ended unit took."""
+        worker = self._busy.pop(handle)
+        try:
+            seconds = handle.result()
+        except BrokenExecutor as error:
+            worker.shutdown(wait=False, kill_workers=True)
+            raise WorkerDiedError from error
+        except BaseException:
+            self._idle.append(worker)
+            raise
+        self._idle.append(worker)
+        return seconds
+
+    def drop(self, handles: Collection[Future[float]]) -> None:
+        """Kill the workers of these units; what was not published is made again by the next run."""
+        for handle in handles:
+            self._busy.pop(handle).shutdown(wait=False, kill_workers=True)
+
+    def close(self) -> None:
+        """Kill all workers."""
+        self.drop(list(self._busy))
+        while self._idle:
+            self._idle.pop().shutdown(wait=False, kill_workers=True)
+
+
+def _start_worker() -> Any:
+    from joblib.externals.loky.process_executor import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(
+        max_workers=1,
+        initializer=_prepare_worker,
+        initargs=(os.getpid(),),
+        env={"POLARS_MAX_THREADS": "1"},  # its pool is made at import and as wide as the machine
+    )
+
+
+def _prepare_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and never outlive it: a killed run must not go on writing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os._exit(1)

@@ -1,0 +1,127 @@
+"""The pool of a ray cluster: units are remote calls, results come through a folder that all machines share."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stackllm.engine.local import Task, WorkerDiedError, run_task_in
+from stackllm.errors import MissingInputError, ServerError
+
+_POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 20.0
+"""How long the head may stay silent before it counts as gone."""
+
+
+class Ray:
+    """Workers of a ray cluster, one unit each at a time.
+
+    Parameters
+    ----------
+    address
+        The head's, ``host:port``. None starts a cluster on this machine.
+    n_workers
+        Workers of the cluster that is started here.
+
+    Raises
+    ------
+    MissingInputError
+        If the extra is not installed.
+    ServerError
+        If no head answers there.
+    """
+
+    def __init__(self, address: str | None, n_workers: int) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingInputError(
+                "--engine ray needs the package ray. Install it: pip install 'stackllm[ray]'"
+            ) from error
+        self.address = address or "the local ray cluster"
+        self._ray = ray
+        options: dict[str, Any] = (
+            {"address": address} if address else {"num_cpus": n_workers, "include_dashboard": False}
+        )
+        if address:
+            self._knock(address)
+        ray.init(log_to_driver=False, logging_level="error", **options)
+        self._remote = ray.remote(max_retries=0, num_cpus=1)(run_task_in)
+
+    @property
+    def slots(self) -> int:
+        """Processors of the cluster."""
+        return max(1, int(self._patiently(self._ray.cluster_resources).get("CPU", 1)))
+
+    def submit(self, root: Path, task: Task) -> Any:
+        """Start a unit where there is room."""
+        return self._patiently(lambda: self._remote.remote(str(Path.cwd()), root, task))
+
+    def wait(self, handles: Collection[Any]) -> Collection[Any]:
+        """Wait for at least one, and look now and then whether the head is there."""
+        waiting = list(handles)
+        while True:
+            ended, _ = self._patiently(
+                lambda: self._ray.wait(waiting, num_returns=1, timeout=_POLL_SECONDS)
+            )
+            if ended:
+                return list(ended)
+            self._patiently(self._ray.cluster_resources)
+
+    def result(self, handle: Any) -> float:
+        """Seconds that an ended unit took."""
+        from ray import exceptions
+
+        try:
+            return float(self._ray.get(handle, timeout=_PATIENCE_SECONDS))
+        except exceptions.RayTaskError as error:
+            raise error.cause from error
+        except (exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
+            raise WorkerDiedError from error
+
+    def drop(self, handles: Collection[Any]) -> None:
+        """Kill the workers of these units."""
+        with contextlib.suppress(Exception):  # a head that is gone has nothing to cancel
+            for handle in handles:
+                self._patiently(partial(self._ray.cancel, handle, force=True))
+
+    def close(self) -> None:
+        """Drop what still runs, and leave the cluster."""
+        with contextlib.suppress(Exception):
+            self._patiently(self._ray.shutdown)
+
+    def _knock(self, address: str) -> None:
+        """Ray looks for a head that is not there for minutes; a plain connection tells at once."""
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_PATIENCE_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise ServerError(
+                f"--address {address}: no ray head answers there. Start one with: ray start --head"
+            ) from error
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ray waits for a dead head for minutes: ask in a thread, and give up on it in time."""
+        answer: list[Any] = []
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                answer.append(ask())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(_PATIENCE_SECONDS)
+        if not answer:
+            raise ServerError(
+                f"{self.address}: the ray cluster does not answer. Finished units are kept; "
+                "start it again (ray start --head), then run the same command."
+            ) from (failure[0] if failure else None)
+        return answer[0]

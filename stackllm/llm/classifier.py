@@ -1,0 +1,274 @@
+"""A decoder LLM as a classifier: LoRA on its layers and a head on the last real token.
+
+Layers below the first one that is trained give the same output for every fold, seed and epoch. So
+a classifier can start from their cached output (:mod:`stackllm.llm.trunk`): the lower layers are
+taken out while it trains and put back before it is saved, which makes it an ordinary PEFT adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stackllm.errors import UsageError
+from stackllm.llm.backbone import load_model, quiet_libraries
+
+HEAD = "score"
+"""What transformers calls the head of every decoder for sequence classification."""
+
+
+@dataclass(frozen=True)
+class LoraParams:
+    """Low-rank adapters (Hu et al., "LoRA", 2021).
+
+    Parameters
+    ----------
+    r, alpha
+        Rank, and scale ``alpha / r``.
+    dropout
+        Share of the inputs that an adapter does not see in training.
+    target_modules
+        Names of the linear layers that get one; ``("all-linear",)`` takes all but the head.
+    """
+
+    r: int = 4
+    alpha: int = 16
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = ("all-linear",)
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise UsageError("[member.lora] r and alpha must be 1 or more, dropout in [0, 1).")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of unlike length side by side, real tokens first.
+
+    Parameters
+    ----------
+    ids
+        Token ids ``(n, longest)``. None if ``states`` are given.
+    states
+        Output of the lower layers ``(n, longest, hidden)``. None if ``ids`` are given.
+    mask
+        1 for real tokens, ``(n, longest)``.
+    """
+
+    ids: Any
+    states: Any
+    mask: Any
+
+
+def new_classifier(
+    backbone: str,
+    precision: str,
+    n_classes: int,
+    lora: LoraParams,
+    n_trained: int | None,
+    seed: int,
+) -> tuple[Any, Any]:
+    """A backbone with fresh adapters on its top ``n_trained`` layers (None: on all), and a fresh head.
+
+    Returns
+    -------
+    model
+        A ``peft`` model.
+    tokenizer
+        Its tokenizer.
+
+    Raises
+    ------
+    MissingInputError, UsageError
+        If the backbone cannot be loaded so, or has no module that ``lora`` names.
+    """
+    quiet_libraries()
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+    from transformers import set_seed
+
+    set_seed(seed)
+    model, tokenizer = load_model(
+        "AutoModelForSequenceClassification",
+        backbone,
+        precision,
+        echo=lambda _: None,
+        num_labels=n_classes,
+    )
+    if precision in ("int8", "nf4"):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    n_layers = count_layers(model)
+    check_layers(backbone, n_layers, n_trained)
+    targets = _targets(model, lora)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        layers_to_transform=list(range(n_layers - n_trained, n_layers)) if n_trained else None,
+        modules_to_save=[HEAD],
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(
+            f'backbone "{backbone}": [member.lora] target_modules {targets} fit none of its layers '
+            f"({str(error).splitlines()[0][:160]})."
+        ) from error
+    head(adapted).float()  # in half precision the steps of its learning rate would round away
+    return adapted, tokenizer
+
+
+def load_classifier(folder: Path, backbone: str, precision: str, n_classes: int) -> tuple[Any, Any]:
+    """A classifier that :func:`save_classifier` wrote, ready to predict."""
+    quiet_libraries()
+    from peft import PeftModel
+
+    model, tokenizer = load_model(
+        "AutoModelForSequenceClassification",
+        backbone,
+        precision,
+        echo=lambda _: None,
+        num_labels=n_classes,
+    )
+    model = PeftModel.from_pretrained(model, folder)
+    head(model).float()
+    model.eval()
+    return model, tokenizer
+
+
+def save_classifier(model: Any, folder: Path) -> None:
+    """Write adapters and head as safetensors, as ``peft`` does."""
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def logits(model: Any, batch: Batch) -> Any:
+    """Scores of each class, float32 ``(n, n_classes)``, from the last real token."""
+    import torch
+
+    inner = model.get_base_model()
+    body = getattr(inner, inner.base_model_prefix)
+    width = batch.mask.shape[1]
+    hidden = body(
+        input_ids=batch.ids,
+        inputs_embeds=batch.states,
+        attention_mask=batch.mask,
+        position_ids=torch.arange(width, device=batch.mask.device)[None],
+        use_cache=False,
+    ).last_hidden_state
+    rows = torch.arange(len(hidden), device=hidden.device)
+    last = hidden[rows, batch.mask.sum(1) - 1]
+    return inner.score(last.float()).float()
+
+
+@contextmanager
+def lower_layers(model: Any, n_layers: int) -> Iterator[list[Any]]:
+    """Leave out the layers from ``n_layers`` on; each pass appends the last layer's output."""
+    owner, name, layers = _layers(model)
+    config = model.config.get_text_config()
+    outputs: list[Any] = []
+
+    def keep(_: Any, args: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = layers[n_layers - 1].register_forward_hook(keep)
+    setattr(owner, name, layers[:n_layers])
+    config.num_hidden_layers = n_layers
+    try:
+        yield outputs
+    finally:
+        setattr(owner, name, layers)
+        config.num_hidden_layers = len(layers)
+        hook.remove()
+
+
+@contextmanager
+def upper_layers(model: Any, n_layers: int | None) -> Iterator[None]:
+    """Leave out all but the top ``n_layers`` (None: none); the model starts from the output of the others.
+
+    Whatever a model does to its input embeddings (scaling, dropout) is passed by as well.
+    """
+    if n_layers is None:
+        yield
+        return
+    owner, name, layers = _layers(model)
+    kept = layers[len(layers) - n_layers :]
+    given: list[Any] = []
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = getattr(inner, inner.base_model_prefix)
+
+    def remember(_: Any, args: Any, kwargs: Any) -> None:
+        given[:] = [kwargs["inputs_embeds"]]
+
+    def replace(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return (given[0], *args[1:]), kwargs
+
+    hooks = [
+        body.register_forward_pre_hook(remember, with_kwargs=True),
+        kept[0].register_forward_pre_hook(replace, with_kwargs=True),
+    ]
+    config = inner.config.get_text_config()
+    setattr(owner, name, kept)
+    config.num_hidden_layers = n_layers
+    try:
+        yield
+    finally:
+        setattr(owner, name, layers)
+        config.num_hidden_layers = len(layers)
+        for hook in hooks:
+            hook.remove()
+
+
+def check_layers(backbone: str, n_layers: int, n_trained: int | None) -> None:
+    """Refuse to train more layers than there are above at least one frozen one.
+
+    Raises
+    ------
+    UsageError
+        With the numbers that make sense.
+    """
+    if n_trained is not None and n_trained >= n_layers:
+        raise UsageError(
+            f'backbone "{backbone}" has {n_layers} layers; trainable_layers must be 1 to '
+            f'{n_layers - 1}, or "all".'
+        )
+
+
+def count_layers(model: Any) -> int:
+    """How many decoder layers a model has."""
+    return len(_layers(model)[2])
+
+
+def _targets(model: Any, lora: LoraParams) -> list[str]:
+    """Names of the linear layers to adapt; what peft calls all-linear, it does not take for some layers."""
+    import torch
+
+    if lora.target_modules != ("all-linear",):
+        return list(lora.target_modules)
+    linear = {
+        name.rsplit(".")[-1]
+        for name, module in _layers(model)[2].named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    return sorted(linear)
+
+
+def head(model: Any) -> Any:
+    """The classification head of a PEFT model: the copy that is trained and saved."""
+    return model.get_base_model().score
+
+
+def _layers(model: Any) -> tuple[Any, str, Any]:
+    """The list of decoder layers, the module that owns it, and its name there."""
+    import torch
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wanted = inner.config.get_text_config().num_hidden_layers
+    for owner in inner.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, torch.nn.ModuleList) and len(child) == wanted:
+                return owner, name, child
+    raise UsageError("this model has no plain list of decoder layers; it is no decoder LLM.")

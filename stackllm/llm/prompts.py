@@ -1,0 +1,128 @@
+"""What an LLM is given to read: question and response as token ids, each cut to its own length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stackllm.errors import UsageError
+
+Keep = Literal["head", "tail", "both"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one group: the question once, and each of its responses.
+
+    Parameters
+    ----------
+    prefix
+        Token ids of the templated question; at least one.
+    responses
+        Token ids of each response, without the question; may be empty lists.
+    """
+
+    prefix: list[int]
+    responses: list[list[int]]
+
+
+@dataclass(frozen=True)
+class PromptParams:
+    """How question and response become one sequence.
+
+    Parameters
+    ----------
+    instruction
+        Text in front of everything.
+    before_question, before_answer
+        Text before the question and between question and answer.
+    max_length_prompt, max_length_answer
+        Most tokens of the question and of the answer, each cut on its own.
+    max_length
+        Most tokens altogether; what is too much is taken off the answer.
+    keep_prompt, keep_answer
+        What stays of a text that is cut: its ``head``, its ``tail``, or half of ``both``.
+    """
+
+    instruction: str = ""
+    before_question: str = "Question: "
+    before_answer: str = "; Answer: "
+    max_length_prompt: int = 96
+    max_length_answer: int = 256
+    max_length: int = 512
+    keep_prompt: Keep = "both"
+    keep_answer: Keep = "head"
+
+    def __post_init__(self) -> None:
+        for name in ("max_length_prompt", "max_length_answer", "max_length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        for name in ("keep_prompt", "keep_answer"):
+            if getattr(self, name) not in ("head", "tail", "both"):
+                raise UsageError(
+                    f'{name} must be "head", "tail" or "both", not "{getattr(self, name)}".'
+                )
+
+
+def cut(ids: list[int], most: int, keep: Keep) -> list[int]:
+    """At most ``most`` tokens: the first, the last, or the first half and the last half.
+
+    Examples
+    --------
+    >>> cut([1, 2, 3, 4, 5], 3, "both"), cut([1, 2, 3], 2, "tail"), cut([1], 4, "head")
+    ([1, 2, 5], [2, 3], [1])
+    """
+    if len(ids) <= most:
+        return ids
+    last = {"head": 0, "tail": most, "both": most // 2}[keep]
+    return ids[: most - last] + ids[len(ids) - last :]
+
+
+def make_prompts(
+    tokenizer: Any, rows: Iterable[tuple[str, str]], params: PromptParams
+) -> list[Prompt]:
+    """Prompts of consecutive ``(question, response)`` rows that share their question.
+
+    Parameters
+    ----------
+    tokenizer
+        A transformers tokenizer.
+    rows
+        Questions and responses.
+    params
+        Template and lengths.
+
+    Raises
+    ------
+    UsageError
+        If ``max_length`` leaves no room for an answer.
+    """
+
+    def ids_of(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    opener = [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
+    head = [*opener, *(ids_of(params.instruction) if params.instruction else [])]
+    head += ids_of(params.before_question)
+    middle = params.before_answer.rstrip(" ")
+    opening = params.before_answer[len(middle) :]  # a space belongs to the word that follows it
+    tail = ids_of(middle)
+    prompts: list[Prompt] = []
+    last = None
+    for question, response in rows:
+        if question != last:
+            kept = cut(ids_of(question), params.max_length_prompt, params.keep_prompt)
+            prompts.append(Prompt([*head, *kept, *tail], []))
+            last = question
+        room = min(params.max_length_answer, params.max_length - len(prompts[-1].prefix))
+        if room < 1:
+            raise UsageError(
+                f"max_length {params.max_length} leaves no room for an answer after a question of "
+                f"{len(prompts[-1].prefix)} tokens. Raise it or lower max_length_prompt."
+            )
+        if params.keep_answer == "head":
+            response = response[: 16 * room]  # spares tokenising what is cut anyway
+        ids = ids_of(opening + response) if response else []
+        prompts[-1].responses.append(cut(ids, room, params.keep_answer))
+    return prompts

@@ -1,0 +1,295 @@
+"""Probabilities of allowed answers, read from a causal LLM's scores: nothing is sampled or parsed.
+
+What all prompts have in common is read once, what those of a question have in common once a
+question, and each ending on top of those keys and values. An answer of one token needs nothing
+more; one of several is scored by the sum of its tokens' log-probabilities, all such answers of a
+batch of rows in one further pass.
+
+Biases of the LLM towards an answer whatever is shown are divided out, after Zhao et al.,
+"Calibrate Before Use" (2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stackllm.llm.encoder import pad
+
+if TYPE_CHECKING:
+    import torch
+
+_HEAD_ROWS = 64
+"""Hidden states that are scored over the vocabulary at once."""
+
+
+@dataclass(frozen=True)
+class SharedPrompt:
+    """Token ids of prompts that begin alike.
+
+    Parameters
+    ----------
+    prefix
+        What they have in common.
+    tails
+        How each goes on; at least one token each.
+    """
+
+    prefix: list[int]
+    tails: list[list[int]]
+
+
+def score_answers(
+    model: Any, prompts: list[SharedPrompt], answers: list[list[int]], budget: int = 1_024
+) -> np.ndarray:
+    """Log-probability of each answer after each prompt.
+
+    Parameters
+    ----------
+    model
+        A transformers causal LM in evaluation mode.
+    prompts
+        Groups of prompts.
+    answers
+        Token ids of each allowed answer, at least one each.
+    budget
+        Tokens of a batch of endings; the batches are endings of like length.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_rows, n_answers)``: the sum over the answer's tokens. Rows are the prompts'
+        tails, one prompt after the other.
+    """
+    import torch
+
+    rows = [[*prompt.prefix, *tail] for prompt in prompts for tail in prompt.tails]
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or np.inf
+    if len(rows) > 1 and max(map(len, rows)) + max(map(len, answers)) > window:
+        # A sliding window counts padding too, so such rows are read one by one.
+        alone = [score_answers(model, [SharedPrompt([], [row])], answers) for row in rows]
+        return np.concatenate(alone)
+    paths = continuations(answers)
+    with torch.inference_mode():
+        last, later = _read(model, prompts, paths, budget)
+        columns = [_token_scores(model, last, sorted({answer[0] for answer in answers}))]
+        columns += [
+            _token_scores(model, later[:, i, j], _next_tokens(answers, path[: j + 1]))
+            for i, path in enumerate(paths)
+            for j in range(len(path))
+        ]
+    begun: list[tuple[int, ...]] = [()]
+    begun += [tuple(path[: j + 1]) for path in paths for j in range(len(path))]
+    found = dict(zip(begun, columns, strict=True))
+    return np.stack(
+        [
+            sum(found[tuple(answer[:j])][token] for j, token in enumerate(answer))
+            for answer in answers
+        ],
+        axis=1,
+    )
+
+
+def continuations(answers: list[list[int]]) -> list[list[int]]:
+    """The beginnings after which an answer's next token has to be looked up, the longest only.
+
+    Examples
+    --------
+    >>> continuations([[1], [2], [1, 0], [7, 8, 9]])
+    [[1], [7, 8]]
+    """
+    begun = {tuple(answer[:-1]) for answer in answers if len(answer) > 1}
+    return [
+        list(path)
+        for path in sorted(begun)
+        if not any(other != path and other[: len(path)] == path for other in begun)
+    ]
+
+
+def answer_probabilities(scores: np.ndarray, answers: list[list[int]]) -> np.ndarray:
+    """Probability of each answer among the allowed ones.
+
+    A score says how likely the reply *begins* with the answer's tokens. Where one answer begins
+    another, as 1 begins 10, the longer one's probability is taken off the shorter one's.
+
+    Parameters
+    ----------
+    scores
+        From :func:`score_answers`, ``(n_rows, n_answers)``.
+    answers
+        Token ids of each answer.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_rows, n_answers)``, rows sum to 1; NaN where every score is -inf or NaN.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        raw = np.exp(scores - scores.max(axis=1, keepdims=True))
+        own = raw.copy()
+        for i, answer in enumerate(answers):
+            longer = [j for j, other in enumerate(answers) if j != i and _begins(answer, other)]
+            outermost = [
+                j
+                for j in longer
+                if not any(_begins(answers[k], answers[j]) for k in longer if k != j)
+            ]
+            own[:, i] -= raw[:, outermost].sum(axis=1)
+        own = np.maximum(own, 0.0)  # rounding
+        result: np.ndarray = own / own.sum(axis=1, keepdims=True)
+    return result
+
+
+def calibrate(probabilities: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """Divide by what the LLM answers when nothing is shown, and renormalise.
+
+    Parameters
+    ----------
+    probabilities
+        ``(n_rows, n_answers)``.
+    empty
+        Probabilities of the same prompt with empty texts, ``(n_answers,)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_rows, n_answers)``, rows sum to 1.
+
+    Examples
+    --------
+    >>> calibrate(np.array([[0.8, 0.2]]), np.array([0.8, 0.2])).tolist()
+    [[0.5, 0.5]]
+    """
+    ratio = probabilities / np.maximum(empty, 1e-6)
+    result: np.ndarray = ratio / ratio.sum(axis=1, keepdims=True)
+    return result
+
+
+def _next_tokens(answers: list[list[int]], begun: list[int]) -> list[int]:
+    """The tokens with which answers go on after ``begun``."""
+    return sorted({answer[len(begun)] for answer in answers if _begins(begun, answer)})
+
+
+def _read(
+    model: Any, prompts: list[SharedPrompt], paths: list[list[int]], budget: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of each row's end ``(n_rows, hidden)``, and along each path after it.
+
+    The latter are ``(n_rows, n_paths, longest path, hidden)``.
+    """
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    root = _common([prompt.prefix for prompt in prompts])
+    trunk = _Reading.empty()
+    trunk = trunk.go_on(model, [root], True, device)[0] if root else trunk
+    heads = [prompt.prefix[len(root) :] for prompt in prompts]
+    if any(heads):
+        trunk = trunk.copy([0] * len(heads)) if root else trunk
+        trunk = trunk.go_on(model, heads, True, device)[0]
+    elif root:
+        trunk = trunk.copy([0] * len(heads))
+    tails = [(g, tail) for g, prompt in enumerate(prompts) for tail in prompt.tails]
+    last: list[Any] = [None] * len(tails)
+    later: list[Any] = [None] * len(tails)
+    for batch in _batches([len(tail) for _, tail in tails], budget // max(1, len(paths))):
+        own = trunk.copy([tails[i][0] for i in batch])
+        own, hidden = own.go_on(model, [tails[i][1] for i in batch], False, device)
+        for place, i in enumerate(batch):
+            last[i] = hidden[place, len(tails[i][1]) - 1]
+        if paths:
+            each = own.copy([place for place in range(len(batch)) for _ in paths])
+            _, hidden = each.go_on(model, paths * len(batch), False, device)
+            for i, states in zip(batch, hidden.unflatten(0, (len(batch), -1)), strict=True):
+                later[i] = states
+    return torch.stack(last), torch.stack(later) if paths else torch.empty(0)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Keys and values of what some rows have read so far, and which of them are padding."""
+
+    cache: Any
+    mask: torch.Tensor | None
+
+    @classmethod
+    def empty(cls) -> _Reading:
+        return cls(None, None)
+
+    def copy(self, rows: list[int]) -> _Reading:
+        """A reading of these rows, any of them as often as wanted."""
+        import torch
+        from transformers import DynamicCache
+
+        if self.mask is None:
+            return self
+        index = torch.tensor(rows, device=self.mask.device)
+        cache = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[index], layer.values[index], number)
+        return _Reading(cache, self.mask[index])
+
+    def go_on(
+        self, model: Any, texts: list[list[int]], left: bool, device: Any
+    ) -> tuple[_Reading, torch.Tensor]:
+        """Read on, one text a row; also the hidden states ``(n_rows, longest, hidden)``."""
+        import torch
+        from transformers import DynamicCache
+
+        ids, new = pad(texts, left, device)
+        before = ids.new_zeros((len(ids), 0)) if self.mask is None else self.mask
+        mask = torch.cat([before, new], dim=1)
+        cache = DynamicCache() if self.cache is None else self.cache
+        output = model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=before.sum(1, keepdim=True) + (new.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return _Reading(cache, mask), output.last_hidden_state
+
+
+def _common(rows: list[list[int]]) -> list[int]:
+    """What all rows begin with."""
+    length = min(map(len, rows))
+    differs = (i for i in range(length) if any(row[i] != rows[0][i] for row in rows))
+    return rows[0][: next(differs, length)]
+
+
+def _batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Rows of like length side by side while their padded size stays within the budget."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _token_scores(model: Any, hidden: torch.Tensor, tokens: list[int]) -> dict[int, np.ndarray]:
+    """Log-probability of each of ``tokens`` after each state: float64 ``(n_rows,)``.
+
+    Computed in float32 whatever the weights are: in bfloat16 scores near 20 come in steps of an
+    eighth, too coarse to tell two ratings apart.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    weight = head.weight.float()
+    bias = None if head.bias is None else head.bias.float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    found = []
+    for states in hidden.float().split(_HEAD_ROWS):
+        logits = torch.nn.functional.linear(states, weight, bias)
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+        found.append(logits[:, tokens] - logits.logsumexp(1, keepdim=True))
+    scores = torch.cat(found).double().cpu().numpy()
+    return dict(zip(tokens, scores.T, strict=True))
+
+
+def _begins(short: list[int], long: list[int]) -> bool:
+    return len(short) < len(long) and long[: len(short)] == short

@@ -1,0 +1,225 @@
+"""The trunk's cache: what the lower, frozen layers make of every text, computed once.
+
+The output of layers that are not trained is the same for every fold, seed and epoch. It is read
+like the encoder reads (:mod:`stackllm.llm.encode`): groups of like length to a shard, the question
+once a group, rows found again by their text.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stackllm.engine.local import Engine, Task
+from stackllm.errors import StorageError
+from stackllm.llm.backbone import choose_dtype, frozen_model, prepare, revision_of, use_one_thread
+from stackllm.llm.classifier import check_layers, count_layers, lower_layers
+from stackllm.llm.encode import batches, known_rows, plan_shards, workers
+from stackllm.llm.encoder import read_prompts
+from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
+from stackllm.store.digest import digest
+from stackllm.store.units import make_unit
+
+VERSION = 1
+
+_BATCH_TOKENS = 2_048
+_RESERVE = 2**30
+"""Bytes of the disk that are left free."""
+
+
+@dataclass(frozen=True)
+class TrunkParams:
+    """What decides the output of the lower layers.
+
+    Parameters
+    ----------
+    backbone
+        As for :func:`stackllm.llm.backbone.load_backbone`.
+    precision
+        Of the weights, not ``"auto"``.
+    trainable_layers
+        How many layers at the top are left to train: the trunk ends below them.
+    prompt
+        Template and lengths.
+    """
+
+    backbone: str
+    precision: str
+    trainable_layers: int
+    prompt: PromptParams
+
+    @property
+    def identity(self) -> str:
+        """Digest of everything but the texts."""
+        return digest(
+            VERSION, revision_of(self.backbone), self.precision, self.trainable_layers, self.prompt
+        )
+
+
+class Trunk:
+    """Output of the lower layers for each row, memory-mapped.
+
+    Parameters
+    ----------
+    table
+        A row each: ``shard`` (folder), and where in its matrix the question (``question_start``,
+        ``question_stop``) and the response (``response_start``, ``response_stop``) stand.
+    """
+
+    def __init__(self, table: pl.DataFrame) -> None:
+        self._table = table
+        spans = table.select(pl.exclude("shard")).to_numpy()
+        self._spans = spans
+        self.lengths = (spans[:, 1] - spans[:, 0]) + (spans[:, 3] - spans[:, 2])
+        self._shards: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def states(self, row: int) -> np.ndarray:
+        """Question and response of a row, ``(n_tokens, hidden)``; bfloat16 as its bits, uint16."""
+        name = self._table["shard"][row]
+        if name not in self._shards:
+            self._shards[name] = np.load(
+                Path(name) / "states.npy", mmap_mode="r", allow_pickle=False
+            )
+        shard = self._shards[name]
+        a, b, c, d = self._spans[row]
+        joined: np.ndarray = np.concatenate([shard[a:b], shard[c:d]])
+        return joined
+
+
+def cache_trunk(rows: pl.DataFrame, params: TrunkParams, engine: Engine) -> pl.DataFrame:
+    """Read every row with the lower layers, or find where that stands.
+
+    Parameters
+    ----------
+    rows
+        ``question, response``.
+    params
+        Settings.
+    engine
+        Runs the shards below ``engine.root``.
+
+    Returns
+    -------
+    polars.DataFrame
+        The table of a :class:`Trunk`.
+
+    Raises
+    ------
+    StorageError
+        If the disk is too small for it.
+    """
+    folder = f"trunk/{params.identity[:16]}"
+    keys = [digest(*pair) for pair in rows.select("question", "response").iter_rows()]
+    known = known_rows(engine.root, folder)
+    wanted = rows.with_columns(key=pl.Series(keys)).unique("key", maintain_order=True)
+    plans = [[entry for entry in shard if entry[2] not in known] for shard in plan_shards(wanted)]
+    plans = [shard for shard in plans if shard]
+    if plans and not engine.dry_run:
+        _check(engine, plans, params)
+    tasks = [
+        Task(
+            make_unit(
+                f"{folder}/{digest([key for *_, key in shard])[:24]}", VERSION, params.identity
+            ),
+            read_shard,
+            (shard, params),
+        )
+        for shard in reversed(plans)
+    ]
+    engine.ensure("trunk", tasks, n_jobs=workers())
+    known = known_rows(engine.root, folder) if tasks else known
+    spans = {
+        shard: np.load(shard / "spans.npy", allow_pickle=False)
+        for shard in {shard for shard, _ in known.values()}
+    }
+    places = [known[key] for key in keys]
+    names = ("question_start", "question_stop", "response_start", "response_stop")
+    table = np.array([spans[shard][place] for shard, place in places]).reshape(-1, 4)
+    return pl.DataFrame({"shard": [str(shard.resolve()) for shard, _ in places]}).hstack(
+        pl.DataFrame(table, schema=list(names))
+    )
+
+
+def read_shard(folder: Path, rows: list[tuple[str, str, str]], params: TrunkParams) -> None:
+    """Read ``(question, response, key)`` rows and write ``keys``, ``states`` and ``spans``."""
+    model, tokenizer = frozen_model(params.backbone, params.precision)
+    use_one_thread()
+    prompts = make_prompts(tokenizer, ((q, r) for q, r, _ in rows), params.prompt)
+    layer = count_layers(model) - params.trainable_layers
+    states: list[np.ndarray] = []
+    spans: list[tuple[int, int, int, int]] = []
+    with lower_layers(model, layer) as outputs:
+        for batch in batches(prompts, _BATCH_TOKENS):
+            outputs.clear()
+            read_prompts(model, batch)
+            _append(batch, outputs[0], outputs[-1], states, spans)
+    np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
+    np.save(folder / "states.npy", np.concatenate(states))
+    np.save(folder / "spans.npy", np.array(spans, dtype=np.int64))
+
+
+def _append(
+    prompts: list[Prompt], heads: Any, tails: Any, states: list[np.ndarray], spans: list[Any]
+) -> None:
+    """Real tokens of one batch behind those of the batches before.
+
+    ``heads`` are questions without their last token, left-padded, ``(n_groups, longest, hidden)``;
+    ``tails`` the responses behind that token, right-padded, ``(n_rows, longest, hidden)``.
+    """
+    at = sum(map(len, states))
+    row = 0
+    for g, prompt in enumerate(prompts):
+        n = len(prompt.prefix) - 1
+        if n:
+            states.append(_bits(heads[g, heads.shape[1] - n :]))
+        question = (at, at + n)
+        at += n
+        for response in prompt.responses:
+            m = 1 + len(response)
+            states.append(_bits(tails[row, :m]))
+            spans.append((*question, at, at + m))
+            at, row = at + m, row + 1
+
+
+def _bits(states: Any) -> np.ndarray:
+    """A tensor as NumPy; bfloat16, which NumPy does not know, as its bits."""
+    import torch
+
+    states = states.detach().cpu()
+    if states.dtype == torch.bfloat16:
+        states = states.view(torch.uint16)
+    array: np.ndarray = states.numpy()
+    return array
+
+
+def _check(engine: Engine, plans: list[Any], params: TrunkParams) -> None:
+    """Refuse what the model or the disk cannot hold; a text has about a token for three characters."""
+    from transformers import AutoConfig
+
+    root, prompt = engine.root, params.prompt
+    location = prepare(params.backbone, engine.reporter.say)
+    config = AutoConfig.from_pretrained(location).get_text_config()
+    check_layers(params.backbone, config.num_hidden_layers, params.trainable_layers)
+    tokens = 0
+    for shard in plans:
+        for question in {question for question, *_ in shard}:
+            tokens += min(len(question) // 3, prompt.max_length_prompt)
+        tokens += sum(min(len(text) // 3, prompt.max_length_answer) for _, text, _ in shard)
+    quantised = params.precision in ("int8", "nf4")
+    computed = choose_dtype("auto")[0] if quantised else params.precision
+    needed = tokens * config.hidden_size * (4 if computed == "float32" else 2)
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    if needed > free - _RESERVE:
+        raise StorageError(
+            f"{root}: the cached trunk needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} "
+            'GiB are free. Free some, lower max_length_answer, or set trainable_layers = "all".'
+        )

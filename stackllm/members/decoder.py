@@ -1,0 +1,220 @@
+"""Member ``decoder``: a decoder LLM fine-tuned as a classifier, with LoRA or QLoRA.
+
+With ``trainable_layers`` a number, only that many layers at the top are trained, on the cached
+output of the others; with ``"all"`` every layer gets its adapter and texts are read anew each time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from stackllm.data.folds import inner_folds
+from stackllm.data.metrics import log_loss
+from stackllm.errors import UsageError
+from stackllm.llm.backbone import (
+    EMBEDDED,
+    Precision,
+    choose_dtype,
+    revision_of,
+    use_one_thread,
+)
+from stackllm.llm.classifier import (
+    Batch,
+    LoraParams,
+    load_classifier,
+    new_classifier,
+    save_classifier,
+    upper_layers,
+)
+from stackllm.llm.prompts import PromptParams, make_prompts
+from stackllm.llm.training import Collate, TrainingParams, train
+from stackllm.llm.training import predict as predict_rows
+from stackllm.llm.trunk import Trunk, TrunkParams
+from stackllm.members.inputs import Inputs, read_texts, read_trunk
+from stackllm.members.targets import Targets
+from stackllm.store.digest import digest
+
+VERSION = 1
+
+_SETTINGS = "decoder.json"
+
+
+@dataclass(frozen=True)
+class DecoderParams:
+    """Settings of a fine-tuned decoder.
+
+    Parameters
+    ----------
+    backbone
+        ``"smollm2"`` (embedded), a folder, or a hub name.
+    precision
+        Of the frozen weights; ``"int8"`` and ``"nf4"`` quantise them (QLoRA).
+    trainable_layers
+        How many layers at the top are trained from the cached output of the others, or ``"all"``.
+    seeds
+        A model for each; their probabilities are averaged.
+    every_round
+        Train anew in every round of pseudo-labels; else later rounds go on with the first's models.
+    prompt, lora, training
+        What is read, what is adapted, how it is trained.
+    """
+
+    backbone: str = EMBEDDED
+    precision: Precision = "auto"
+    trainable_layers: int | Literal["all"] = 4
+    seeds: tuple[int, ...] = (0,)
+    every_round: bool = False
+    prompt: PromptParams = field(default_factory=PromptParams)
+    lora: LoraParams = field(default_factory=LoraParams)
+    training: TrainingParams = field(default_factory=TrainingParams)
+
+    def __post_init__(self) -> None:
+        layers = self.trainable_layers
+        if layers != "all" and (not isinstance(layers, int) or layers < 1):
+            raise UsageError(f'trainable_layers must be 1 or more, or "all", not {layers!r}.')
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UsageError(f"seeds must be different whole numbers, not {list(self.seeds)}.")
+
+    @property
+    def chosen_precision(self) -> str:
+        """The precision that ``"auto"`` stands for on this machine."""
+        return choose_dtype(self.precision)[0]
+
+    @property
+    def of_one_model(self) -> DecoderParams:
+        """The settings that decide a single model, as they came out on this machine."""
+        precision = cast(Precision, self.chosen_precision)
+        return dataclasses.replace(self, precision=precision, seeds=(0,), every_round=False)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights that its settings only name."""
+        return digest(revision_of(self.backbone), self.chosen_precision)
+
+    @property
+    def n_trained(self) -> int | None:
+        """Layers that are trained; None for all."""
+        return None if self.trainable_layers == "all" else self.trainable_layers
+
+    @property
+    def trunk(self) -> TrunkParams | None:
+        """What is to be cached for it; None if all layers are trained."""
+        if self.n_trained is None:
+            return None
+        return TrunkParams(self.backbone, self.chosen_precision, self.n_trained, self.prompt)
+
+
+def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, folder: Path) -> None:
+    """Fine-tune on ``targets`` and write adapter, head and settings into ``folder``."""
+    use_one_thread()
+    params = params.of_one_model
+    model, tokenizer = new_classifier(
+        params.backbone, params.precision, targets.n_classes, params.lora, params.n_trained, seed
+    )
+    lengths, collate = sequences(inputs, params, tokenizer)
+    fitted, held = _hold_out(inputs, targets, params, seed)
+    rows, where = np.unique(fitted.rows, return_inverse=True)
+    labels = np.zeros((len(rows), targets.n_classes))
+    np.add.at(labels, (where, fitted.labels), fitted.weights)
+    weights = labels.sum(axis=1)
+
+    def validate() -> float:
+        return log_loss(predict_rows(model, held.rows, lengths[held.rows], collate), held.labels)
+
+    with upper_layers(model, params.n_trained):
+        train(
+            model, rows, labels / weights[:, None], weights, lengths[rows], collate,
+            params.training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
+        )  # fmt: skip
+    save_classifier(model, folder)
+    content = {"n_classes": targets.n_classes, "params": dataclasses.asdict(params)}
+    (folder / _SETTINGS).write_text(json.dumps(content, indent=1))
+
+
+def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
+    """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
+    use_one_thread()
+    content = json.loads((folder / _SETTINGS).read_text())
+    params = _params(content["params"])
+    model, tokenizer = load_classifier(
+        folder, params.backbone, params.precision, content["n_classes"]
+    )
+    lengths, collate = sequences(inputs, params, tokenizer)
+    with upper_layers(model, params.n_trained):
+        return predict_rows(model, rows, lengths[rows], collate)
+
+
+def _hold_out(
+    inputs: Inputs, targets: Targets, params: DecoderParams, seed: int
+) -> tuple[Targets, Targets]:
+    """What to train on, and what tells when to stop: given labels of a fifth of the training groups."""
+    if not params.training.patience:
+        return targets, targets.only(np.zeros(len(targets.rows), dtype=bool))
+    held = inner_folds(inputs.groups[targets.rows].astype(str), 5, seed) == 0
+    return targets.only(~held), targets.only(held & targets.given)
+
+
+def _params(stored: dict[str, Any]) -> DecoderParams:
+    lora = {**stored["lora"], "target_modules": tuple(stored["lora"]["target_modules"])}
+    return DecoderParams(
+        **{
+            **stored,
+            "seeds": tuple(stored["seeds"]),
+            "prompt": PromptParams(**stored["prompt"]),
+            "lora": LoraParams(**lora),
+            "training": TrainingParams(**stored["training"]),
+        }
+    )
+
+
+def sequences(inputs: Inputs, params: DecoderParams, tokenizer: Any) -> tuple[np.ndarray, Collate]:
+    """Length of every row's sequence, ``(n_rows,)``, and what makes batches of them."""
+    if params.trunk is None:
+        return _from_texts(inputs, params, tokenizer)
+    return _from_trunk(read_trunk(inputs, params.trunk))
+
+
+def _from_texts(
+    inputs: Inputs, params: DecoderParams, tokenizer: Any
+) -> tuple[np.ndarray, Collate]:
+    import torch
+
+    prompts = make_prompts(tokenizer, read_texts(inputs).iter_rows(), params.prompt)
+    sequences = [[*prompt.prefix, *ids] for prompt in prompts for ids in prompt.responses]
+
+    def collate(rows: np.ndarray) -> Batch:
+        chosen = [torch.tensor(sequences[row]) for row in rows]
+        ids, mask = _padded(chosen, tokenizer.pad_token_id)
+        return Batch(ids, None, mask)
+
+    return np.array(list(map(len, sequences))), collate
+
+
+def _from_trunk(trunk: Trunk) -> tuple[np.ndarray, Collate]:
+    import torch
+
+    def collate(rows: np.ndarray) -> Batch:
+        chosen = [torch.from_numpy(trunk.states(int(row))) for row in rows]
+        if chosen[0].dtype == torch.uint16:
+            chosen = [states.view(torch.bfloat16) for states in chosen]
+        states, mask = _padded(chosen, 0)
+        return Batch(None, states, mask)
+
+    return trunk.lengths, collate
+
+
+def _padded(sequences: list[Any], filler: int) -> tuple[Any, Any]:
+    """Sequences side by side, filled up behind, and 1 where they are real."""
+    import torch
+
+    padded = torch.nn.utils.rnn.pad_sequence(
+        sequences, batch_first=True, padding_value=float(filler)
+    )
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()

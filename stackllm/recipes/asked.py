@@ -1,0 +1,296 @@
+"""Asked recipes: features that an LLM answers, ``features/<block>.toml``.
+
+A file says what to ask (``instruction``), what the LLM sees (``sees``) and which answers are
+allowed: a ``scale`` of whole numbers, ``labels``, or ``compare``, which sets the response beside
+others of its group. What comes back is the probability of each allowed answer, and this module
+turns it into columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from stackllm.errors import DataError, MissingInputError, did_you_mean
+from stackllm.store.digest import digest
+
+Kind = Literal["rating", "category", "comparison"]
+
+_KEYS = ("instruction", "sees", "scale", "labels", "compare")
+_SEEN = ("question", "response")
+_MOST_ANSWERS = 101
+_MOST_PARTNERS = 10
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one asked recipe asks.
+
+    Parameters
+    ----------
+    block
+        Name of the block.
+    kind
+        ``"rating"``: answers are whole numbers. ``"category"``: answers are names.
+        ``"comparison"``: which of two responses is better.
+    instruction
+        What the LLM is told to do.
+    answers
+        The allowed answers; for a comparison ``("A", "B")``.
+    sees
+        Of ``"question"`` and ``"response"``, what the LLM is shown.
+    partners
+        For a comparison, beside how many others of its group each response is seen first.
+    """
+
+    block: str
+    kind: Kind
+    instruction: str
+    answers: tuple[str, ...]
+    sees: tuple[str, ...] = _SEEN
+    partners: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to ask: everything the LLM is shown, and nothing of where it came from.
+
+    Parameters
+    ----------
+    question
+        Text of the question; empty if it is not shown.
+    responses
+        The responses shown: none, one, or the two of a comparison.
+    """
+
+    question: str
+    responses: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Digest of the texts."""
+        return digest(self.question, list(self.responses))
+
+
+def read_asked(path: Path) -> Asked:
+    """Read and check an asked recipe.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    DataError
+        If it is no TOML, or a key is missing, unknown or of no sense.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingInputError(f"{path}: there is no such recipe file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a TOML file ({error}).") from error
+    for name in content:
+        if name not in _KEYS:
+            raise DataError(f'{path}: there is no key "{name}". {did_you_mean(name, _KEYS)}')
+    instruction = content.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise DataError(f'{path}: "instruction" must be a text that says what to answer.')
+    kind, answers = _answers(path, content)
+    sees = _sees(path, content.get("sees", list(_SEEN)))
+    partners = int(content.get("compare", 0))
+    if partners and "response" not in sees:
+        raise DataError(f'{path}: a comparison sees "response"; add it to "sees".')
+    return Asked(path.stem, kind, instruction.strip(), answers, sees, partners)
+
+
+def list_cases(asked: Asked, rows: pl.DataFrame) -> tuple[list[Case], list[tuple[int, int, int]]]:
+    """What has to be asked, each thing once, and which row each answer belongs to.
+
+    In a comparison partners rotate: a group's distinct rows stand in a circle, and each is seen
+    first beside the ones after it. The order in the circle comes from the texts, so neither the
+    table's order nor a label that might hide in it has any say.
+
+    Parameters
+    ----------
+    asked
+        The recipe.
+    rows
+        ``group_id, question, response``; order counts.
+
+    Returns
+    -------
+    cases
+        Without repetition.
+    places
+        ``(row, case, sign)``: the answer to the case counts for the row; sign -1 where the row
+        was seen second.
+    """
+    questions = rows["question"].to_list() if "question" in asked.sees else [""] * rows.height
+    responses = rows["response"].to_list()
+    found: dict[Case, int] = {}
+    places: list[tuple[int, int, int]] = []
+    if asked.kind != "comparison":
+        seen = "response" in asked.sees
+        for row, (question, response) in enumerate(zip(questions, responses, strict=True)):
+            case = Case(question, (response,) if seen else ())
+            places.append((row, found.setdefault(case, len(found)), 1))
+        return list(found), places
+    for circle in _circles(rows):
+        for i, first in enumerate(circle):
+            for step in range(1, min(asked.partners, len(circle) - 1) + 1):
+                second = circle[(i + step) % len(circle)]
+                case = Case(questions[first], (responses[first], responses[second]))
+                number = found.setdefault(case, len(found))
+                places += [(first, number, 1), (second, number, -1)]
+    return list(found), places
+
+
+def make_columns(
+    asked: Asked, places: list[tuple[int, int, int]], probabilities: np.ndarray, n_rows: int
+) -> pl.DataFrame:
+    """Feature columns out of answers.
+
+    Parameters
+    ----------
+    asked
+        The recipe.
+    places
+        From :func:`list_cases`.
+    probabilities
+        ``(n_cases, n_answers)``, rows sum to 1; a row of NaN where there is no answer.
+    n_rows
+        Number of rows.
+
+    Returns
+    -------
+    polars.DataFrame
+        Float64, one row a row, NaN where there is no answer, and ``ok``, 1 where there is one.
+        Rating: ``expected, entropy, likeliest`` (entropy in nats). Category: ``p_<label>`` and
+        ``code``, the number of the most likely label from 0. Comparison: ``logodds`` of being
+        preferred, averaged over its partners.
+    """
+    if asked.kind == "comparison":
+        return _preference(places, probabilities, n_rows)
+    own = probabilities[[case for _, case, _ in places]]  # places are in the order of the rows
+    ok = np.isfinite(own).all(axis=1)
+    best = np.where(ok, np.where(ok[:, None], own, 0.0).argmax(axis=1), np.nan)
+    if asked.kind == "category":
+        columns = {
+            f"p_{slug(label)}": own[:, i].astype(np.float64)
+            for i, label in enumerate(asked.answers)
+        }
+        return pl.DataFrame({**columns, "code": best, "ok": ok.astype(np.float64)})
+    values = np.array([float(answer) for answer in asked.answers])
+    logs = np.log(np.maximum(own, 1e-300))
+    likeliest = np.where(ok, values[np.where(ok, best, 0).astype(int)], np.nan)
+    return pl.DataFrame(
+        {
+            "expected": own @ values,
+            "entropy": -(own * logs).sum(axis=1),
+            "likeliest": likeliest,
+            "ok": ok.astype(np.float64),
+        }
+    )
+
+
+def main_column(asked: Asked) -> str | None:
+    """The column that is aggregated within the group; None for categories."""
+    return {"rating": "expected", "comparison": "logodds", "category": None}[asked.kind]
+
+
+def slug(label: str) -> str:
+    """A label as part of a column's name.
+
+    Examples
+    --------
+    >>> slug("Science & Nature")
+    'science_nature'
+    """
+    return re.sub(r"\W+", "_", label.casefold()).strip("_")
+
+
+def _preference(
+    places: list[tuple[int, int, int]], probabilities: np.ndarray, n_rows: int
+) -> pl.DataFrame:
+    logodds = np.log(np.maximum(probabilities, 1e-6))  # (n_cases, 2); NaN stays NaN
+    sums, counts = np.zeros(n_rows), np.zeros(n_rows)
+    for row, case, sign in places:
+        value = logodds[case, 0] - logodds[case, 1]
+        if np.isfinite(value):
+            sums[row] += sign * value
+            counts[row] += 1
+    ok = counts > 0
+    mean = np.where(ok, sums / np.maximum(counts, 1), np.nan)
+    return pl.DataFrame({"logodds": mean, "ok": ok.astype(np.float64)})
+
+
+def _circles(rows: pl.DataFrame) -> list[list[int]]:
+    """Row numbers of each group, in an order that only the texts decide."""
+    groups: dict[str, list[tuple[str, int]]] = {}
+    for row, (group, response) in enumerate(rows.select("group_id", "response").iter_rows()):
+        key = hashlib.sha256(response.encode()).hexdigest()
+        groups.setdefault(group, []).append((key, row))
+    return [[row for _, row in sorted(members)] for members in groups.values()]
+
+
+def _answers(path: Path, content: dict[str, Any]) -> tuple[Kind, tuple[str, ...]]:
+    given = [name for name in ("scale", "labels", "compare") if name in content]
+    if len(given) != 1:
+        raise DataError(f'{path}: give exactly one of "scale", "labels" and "compare".')
+    if given[0] == "scale":
+        return "rating", _scale(path, content["scale"])
+    if given[0] == "labels":
+        return "category", _labels(path, content["labels"])
+    partners = content["compare"]
+    if not _whole(partners) or not 1 <= partners <= _MOST_PARTNERS:
+        raise DataError(
+            f'{path}: "compare" is the number of partners, 1 to {_MOST_PARTNERS}, not {partners!r}.'
+        )
+    return "comparison", ("A", "B")
+
+
+def _scale(path: Path, scale: Any) -> tuple[str, ...]:
+    if not (isinstance(scale, list) and len(scale) == 2 and all(map(_whole, scale))):
+        raise DataError(
+            f'{path}: "scale" must be two whole numbers such as [1, 10], not {scale!r}.'
+        )
+    low, high = scale
+    if not 0 <= low < high or high - low >= _MOST_ANSWERS:
+        raise DataError(
+            f'{path}: "scale" goes up from 0 or more, in at most {_MOST_ANSWERS} steps; not {scale!r}.'
+        )
+    return tuple(str(value) for value in range(low, high + 1))
+
+
+def _labels(path: Path, labels: Any) -> tuple[str, ...]:
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise DataError(f'{path}: "labels" must be a list of texts.')
+    cleaned = tuple(label.strip() for label in labels)
+    if not 2 <= len(cleaned) <= _MOST_ANSWERS:
+        raise DataError(f'{path}: "labels" must be 2 to {_MOST_ANSWERS}, not {len(cleaned)}.')
+    slugs = [slug(label) for label in cleaned]
+    for label, name in zip(cleaned, slugs, strict=True):
+        if not name or len(label) > 60 or not label.isprintable():
+            raise DataError(f"{path}: the label {label!r} must be 1 to 60 printable characters.")
+        if slugs.count(name) > 1:
+            raise DataError(f'{path}: two labels are "{label}", apart from case and marks.')
+    return cleaned
+
+
+def _sees(path: Path, sees: Any) -> tuple[str, ...]:
+    if not isinstance(sees, list) or not sees:
+        raise DataError(f'{path}: "sees" must list "question", "response" or both.')
+    for name in sees:
+        if name not in _SEEN:
+            raise DataError(f'{path}: "sees" knows no {name!r}. {did_you_mean(str(name), _SEEN)}')
+    return tuple(name for name in _SEEN if name in sees)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,81 @@
+"""What every pool must do: one suite for this machine's workers, a dask cluster and a ray cluster."""
+
+import os
+import signal
+import time
+
+import pytest
+from pool_work import die, die_once, doze, fail, nap, write
+
+from stackllm.engine.local import Engine, Task
+from stackllm.engine.progress import Reporter
+from stackllm.errors import DataError, StorageError
+from stackllm.store.units import make_unit, state
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def engine(tmp_path, pool):
+    return Engine(tmp_path, 2, Reporter(quiet=True), pool=pool)
+
+
+def task(name, function=write, *args):
+    return Task(make_unit(f"stage/{name}", 1, name), function, (name, *args))
+
+
+def done(engine, *names):
+    return [state(engine.root, task(name).unit) == "done" for name in names]
+
+
+def test_units_run_in_other_processes_and_are_published(engine):
+    folders = engine.ensure("work", [task(f"unit{i}") for i in range(5)])
+    assert [(folder / "name.txt").read_text() for folder in folders] == [
+        f"unit{i}" for i in range(5)
+    ]
+    pids = {int((engine.root / f"pid-unit{i}").read_text()) for i in range(5)}
+    assert os.getpid() not in pids
+
+
+def test_a_worker_that_dies_costs_its_unit_only(engine, capfd):
+    engine.ensure("work", [task("a"), task("b", die_once), task("c")])
+    assert all(done(engine, "a", "b", "c"))
+    assert capfd.readouterr().err.count("a worker died; stage/b of work runs again") == 1
+
+
+def test_a_unit_that_kills_its_workers_is_reported_and_the_others_finish(engine):
+    tasks = [task("poison", die), *(task(f"good{i}") for i in range(4))]
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"^stage/poison: the worker process died 3 times"):
+        engine.ensure("work", tasks)
+    assert time.monotonic() - started < 60
+    assert all(done(engine, *(f"good{i}" for i in range(4))))
+    assert not any(done(engine, "poison"))
+    engine.ensure("work", tasks[1:])
+
+
+def test_what_a_unit_raises_arrives_as_it_is(engine):
+    with pytest.raises(DataError, match=r"^the table is bad$"):
+        engine.ensure("work", [task("bad", fail), task("fine")])
+    engine.ensure("work", [task("fine2")])
+
+
+def test_work_that_was_given_up_holds_no_worker(engine):
+    engine.ensure("warm", [task("x"), task("y")])
+    with pytest.raises(DataError, match=r"^the table is bad$"):
+        engine.ensure("work", [task("slow", doze), task("bad", fail)])
+    engine.ensure("work", [task("nap1", nap, "nap2"), task("nap2", nap, "nap1")])
+    assert all(done(engine, "nap1", "nap2"))
+
+
+def test_two_units_run_side_by_side(engine):
+    engine.ensure("warm", [task("x"), task("y")])
+    engine.ensure("work", [task("nap1", nap, "nap2"), task("nap2", nap, "nap1")])
+    assert all(done(engine, "nap1", "nap2"))
+
+
+def test_a_worker_killed_from_outside(engine):
+    engine.ensure("warm", [task("x"), task("y")])
+    os.kill(int((engine.root / "pid-x").read_text()), signal.SIGKILL)
+    engine.ensure("work", [task(f"more{i}") for i in range(4)])
+    assert all(done(engine, *(f"more{i}" for i in range(4))))

@@ -1,0 +1,88 @@
+"""A small draw of every figure of the campaign; ``make campaign`` plays them in full."""
+
+import random
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, which is in no wheel
+
+from benchmarks.campaign import damage, inputs, kills, same, writes
+from benchmarks.campaign.contest import stages
+from benchmarks.campaign.corpus import CORPUS
+from benchmarks.campaign.figures import play
+from benchmarks.campaign.tables import case
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """The stages, with what they leave undisturbed; made once."""
+    return stages(tmp_path_factory.mktemp("campaign"))
+
+
+def passes(*cases):
+    figure = play("drawn", [(f"case {i}", case) for i, case in enumerate(cases)])
+    assert figure["met"], figure["failures"]
+
+
+@pytest.mark.parametrize(
+    "bad", [bad for bad in CORPUS if "10 MB" not in bad.name], ids=lambda bad: bad.name
+)
+def test_bad_tables(bad, tmp_path):
+    assert case(bad, tmp_path)() is None
+
+
+def test_the_corpus_is_large_and_its_names_are_unique():
+    assert len(CORPUS) >= 60
+    assert len({bad.name for bad in CORPUS}) == len(CORPUS)
+
+
+def test_mutated_inputs(tmp_path):
+    for figure in inputs.figures(tmp_path, 1):
+        assert figure["met"], figure["failures"]
+        assert figure["cases"] >= 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_stack(known, number):
+    passes(kills.struck(known["stack"], number, random.Random(number)))
+
+
+def test_killed_again_during_the_resume(known):
+    passes(kills.struck(known["stack"], signal.SIGKILL, random.Random(1), times=2))
+
+
+@pytest.mark.parametrize("kind", ["kill", "tear", *writes.ERRORS])
+def test_every_write_of_optim(known, kind):
+    count = writes.count_writes(known["optim"])
+    assert count > 5
+    step = 1 if kind == "kill" else 5
+    passes(*(writes.faulty_write(known["optim"], kind, at) for at in range(0, count, step)))
+
+
+@pytest.mark.parametrize(("kind", "at"), [("kill", 150), ("tear", 40), ("ENOSPC", 200)])
+def test_a_write_of_the_stack(known, kind, at):
+    passes(writes.faulty_write(known["stack"], kind, at))
+
+
+def test_damage_to_every_unit(known):
+    passes(damage.damaged_units(known["stack"], "flipped bit", random.Random(0), Counter()))
+
+
+def test_models_that_nobody_wrote_are_not_loaded(known):
+    figure = play("models", damage.mutated_models(known["stack"], 10, random.Random(0)))
+    assert figure["met"], figure["failures"]
+
+
+def test_three_processes_want_one_run(known):
+    passes(same.race(known["stack"], 3))
+
+
+@pytest.mark.parametrize("name", ["stack", "optim"])
+def test_no_pickles_no_sockets_no_shells(known, name):
+    passes(same.watched_command(known["stack"], name))
