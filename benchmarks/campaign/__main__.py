@@ -16,6 +16,7 @@ GROUPS = {
     "inputs": (50, 1),
     "tables": (1, 1),
     "same": (100, 2),
+    "engines": (20, 1),
 }
 """Module of each group of figures, with the draws of the full and of the quick campaign."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -54,6 +55,16 @@ class Dask:
             raise MissingInputError(
                 "--engine dask needs the package distributed. Install it: pip install 'stackllm[dask]'"
             ) from error
+        for name in (
+            "distributed.client",
+            "distributed.core",
+            "distributed.comm",
+            "tornado",
+            "asyncio",
+        ):
+            logging.getLogger(name).setLevel(
+                logging.CRITICAL
+            )  # a lost scheduler is told once, by us
         self.address = address
         self._busy: dict[str, _Handle] = {}
         try:
@@ -98,7 +109,7 @@ class Dask:
 
     def result(self, handle: _Handle) -> float:
         """Seconds that an ended unit took."""
-        from distributed import KilledWorker
+        from distributed import CancelledError, KilledWorker
 
         if not handle.future.done():
             self.drop([handle])
@@ -108,6 +119,8 @@ class Dask:
             return float(handle.future.result(timeout=_PATIENCE_SECONDS))
         except KilledWorker as error:
             raise WorkerDiedError from error
+        except (CancelledError, OSError, TimeoutError) as error:
+            raise self._silent() from error
 
     def drop(self, handles: Collection[_Handle]) -> None:
         """Cancel these units; a thread at work can't be stopped, so what it has begun it may publish."""
@@ -135,8 +148,11 @@ class Dask:
                 self._client.scheduler.ncores, callback_timeout=_PATIENCE_SECONDS
             )
         except Exception as error:
-            raise ServerError(
-                f"{self.address}: the dask scheduler no longer answers. Finished units are kept; "
-                "start it again, then run the same command."
-            ) from error
+            raise self._silent() from error
         return sorted(known)
+
+    def _silent(self) -> ServerError:
+        return ServerError(
+            f"{self.address}: the dask scheduler no longer answers. Finished units are kept; "
+            "start it again, then run the same command."
+        )

@@ -18,6 +18,16 @@ _PATIENCE_SECONDS = 20.0
 """How long the head may stay silent before it counts as gone."""
 
 
+def _why(error: BaseException) -> str:
+    """A sentence on why ray did not let us in."""
+    if "auth token" in str(error.__cause__).lower() or "InvalidAuthToken" in str(error.__cause__):
+        return (
+            "the ray cluster wants a token. Set RAY_AUTH_MODE=token here, with the token of its "
+            "head in RAY_AUTH_TOKEN or ~/.ray/auth_token."
+        )
+    return f"the ray cluster did not let us in ({str(error).splitlines()[0]:.200})."
+
+
 class Ray:
     """Workers of a ray cluster, one unit each at a time.
 
@@ -46,11 +56,16 @@ class Ray:
         self.address = address or "the local ray cluster"
         self._ray = ray
         options: dict[str, Any] = (
-            {"address": address} if address else {"num_cpus": n_workers, "include_dashboard": False}
+            {"address": address}
+            if address
+            else {"address": "local", "num_cpus": n_workers, "include_dashboard": False}
         )
         if address:
             self._knock(address)
-        ray.init(log_to_driver=False, logging_level="error", **options)
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ServerError(f"{self.address}: {_why(error)}") from error
         self._remote = ray.remote(max_retries=0, num_cpus=1)(run_task_in)
 
     @property

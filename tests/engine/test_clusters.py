@@ -1,21 +1,19 @@
 """Clusters that are not there, or die under a run."""
 
+import random
 import re
 import time
 
 import pytest
-from conftest import write_table
-from helpers import digests, stackllm
 
-from stackllm.engine.dask import Dask
-from stackllm.engine.local import Engine, Task
+from benchmarks.campaign import engines
+from benchmarks.campaign.clusters import CLUSTERS
+from benchmarks.campaign.contest import stages
+from benchmarks.campaign.figures import play
 from stackllm.engine.pools import open_pool
-from stackllm.engine.progress import Reporter
 from stackllm.errors import MissingInputError, ServerError, UsageError
-from stackllm.store.units import make_unit
 
 pytestmark = pytest.mark.slow
-PLAIN = ("--backbone", "none", "--folds", "2", "--quiet")
 
 
 @pytest.mark.parametrize(("engine", "package"), [("dask", "distributed"), ("ray", "ray")])
@@ -44,25 +42,24 @@ def test_engine_and_address_go_together():
         open_pool("local", "tcp://127.0.0.1:9", 2)
 
 
-def test_a_dead_scheduler_is_told_in_time(tmp_path, dask_cluster):
-    from pool_work import nap, write
-
-    with dask_cluster(tmp_path) as (address, scheduler):
-        pool = Dask(address)
-        engine = Engine(tmp_path, 2, Reporter(quiet=True), pool=pool)
-        engine.ensure("warm", [Task(make_unit("stage/a", 1), write, ("a",))])
-        scheduler.kill()
-        started = time.monotonic()
-        with pytest.raises(ServerError, match="the dask scheduler no longer answers"):
-            engine.ensure("work", [Task(make_unit("stage/b", 1), nap, ("b", "never"))])
-        pool.close()
-        assert time.monotonic() - started < 30
+@pytest.mark.parametrize("engine", list(CLUSTERS))
+def test_a_dead_head_is_told_in_time(tmp_path, engine):
+    pytest.importorskip({"dask": "distributed"}.get(engine, engine))
+    passes(engines.head_killed(stages(tmp_path)["stack"], engine, random.Random(0)))
 
 
-def test_a_run_on_a_cluster_leaves_the_same_bytes(tmp_path, dask_cluster):
-    local, remote = (write_table(tmp_path / name, 12, 6) for name in ("local", "remote"))
-    assert stackllm("stack", *PLAIN, cwd=local).returncode == 0
-    with dask_cluster(tmp_path) as (address, _):
-        done = stackllm("stack", *PLAIN, "--engine", "dask", "--address", address, cwd=remote)
-    assert done.returncode == 0, done.stderr
-    assert digests(remote / "artifacts" / "run") == digests(local / "artifacts" / "run")
+@pytest.mark.parametrize("engine", list(CLUSTERS))
+def test_a_run_on_a_cluster_leaves_the_same_bytes(tmp_path, engine):
+    pytest.importorskip({"dask": "distributed"}.get(engine, engine))
+    tmp_path.joinpath("cluster").mkdir()
+    with CLUSTERS[engine](tmp_path / "cluster") as cluster:
+        passes(engines.same(stages(tmp_path)["stack"], cluster))
+
+
+def test_a_worker_killed_at_work_changes_no_byte(tmp_path):
+    passes(engines.worker_killed(stages(tmp_path)["stack"], None, random.Random(0)))
+
+
+def passes(case):
+    figure = play("drawn", [("case", case)])
+    assert figure["met"], figure["failures"]

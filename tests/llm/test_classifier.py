@@ -141,7 +141,7 @@ def test_what_is_saved_is_what_peft_loads_to_the_same_probabilities(
 @pytest.mark.parametrize("layers", [2, "all"])
 def test_it_learns_how_an_answer_ends(make_backbone, tmp_path, layers):
     rows = make_rows(24)
-    fast = TrainingParams(epochs=16, batch_size=6, learning_rate=2e-2, head_learning_rate=2e-2)
+    fast = TrainingParams(epochs=16, batch_size=6, learning_rate=5e-3, head_learning_rate=2e-2)
     params = make_params(make_backbone("llama"), layers, training=fast)
     inputs = make_inputs(tmp_path, params, rows)
     folder = tmp_path / "model"
@@ -150,10 +150,10 @@ def test_it_learns_how_an_answer_ends(make_backbone, tmp_path, layers):
     targets = make_targets(rows).only(np.arange(72) < 48)
     decoder.fit(inputs, targets, params, 0, folder)
     held = np.arange(48, 72)
-    assert (decoder.predict(inputs, held, folder).argmax(1) == held % 3).mean() > 0.6
+    assert (decoder.predict(inputs, held, folder).argmax(1) == held % 3).mean() > 0.9
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
     assert len(losses) == 16 * len(train) // 6
-    assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:8])
+    assert np.mean(losses[-8:]) < 0.1 * np.mean(losses[:8])
 
 
 @pytest.mark.parametrize("layers", [2, "all"])
