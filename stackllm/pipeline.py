@@ -23,7 +23,7 @@ def stage_one(study: Study, fits: list[Fit]) -> tuple[dict[str, CrossFit], dict[
         fits,
         study.design,
         study.inputs,
-        study.inputs_key,
+        study.keys,
         settings.run.seed,
         study.engine,
     )

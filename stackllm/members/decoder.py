@@ -21,28 +21,34 @@ from stackllm.llm.backbone import (
     EMBEDDED,
     Precision,
     choose_dtype,
+    compute_dtype,
     revision_of,
     use_one_thread,
 )
 from stackllm.llm.classifier import (
     Batch,
     LoraParams,
+    head,
+    last_states,
     load_classifier,
     new_classifier,
     save_classifier,
     upper_layers,
 )
 from stackllm.llm.prompts import PromptParams, make_prompts
-from stackllm.llm.training import Collate, TrainingParams, train
+from stackllm.llm.training import Collate, TrainingParams, read, train
 from stackllm.llm.training import predict as predict_rows
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
+from stackllm.members.linear import choose_penalty, logistic
 from stackllm.members.targets import Targets
 from stackllm.store.digest import digest
 
-VERSION = 1
+VERSION = 2
 
 _SETTINGS = "decoder.json"
+_PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)
+"""Inverse strengths of the L2 penalty that a warm head is chosen from."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class DecoderParams:
         A model for each; their probabilities are averaged.
     every_round
         Train anew in every round of pseudo-labels; else later rounds go on with the first's models.
+    warm_head
+        Start from the head that suits the backbone as it is, instead of a random one.
     prompt, lora, training
         What is read, what is adapted, how it is trained.
     """
@@ -70,6 +78,7 @@ class DecoderParams:
     trainable_layers: int | Literal["all"] = 4
     seeds: tuple[int, ...] = (0,)
     every_round: bool = False
+    warm_head: bool = True
     prompt: PromptParams = field(default_factory=PromptParams)
     lora: LoraParams = field(default_factory=LoraParams)
     training: TrainingParams = field(default_factory=TrainingParams)
@@ -95,7 +104,8 @@ class DecoderParams:
     @property
     def identity(self) -> str:
         """Digest of the weights that its settings only name."""
-        return digest(revision_of(self.backbone), self.chosen_precision)
+        precision = self.chosen_precision
+        return digest(revision_of(self.backbone), precision, compute_dtype(precision))
 
     @property
     def n_trained(self) -> int | None:
@@ -128,6 +138,8 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
         return log_loss(predict_rows(model, held.rows, lengths[held.rows], collate), held.labels)
 
     with upper_layers(model, params.n_trained):
+        if params.warm_head:
+            _warm_head(model, inputs.groups, fitted, lengths, collate, seed)
         train(
             model, rows, labels / weights[:, None], weights, lengths[rows], collate,
             params.training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
@@ -158,6 +170,34 @@ def _hold_out(
         return targets, targets.only(np.zeros(len(targets.rows), dtype=bool))
     held = inner_folds(inputs.groups[targets.rows].astype(str), 5, seed) == 0
     return targets.only(~held), targets.only(held & targets.given)
+
+
+def _warm_head(
+    model: Any,
+    groups: np.ndarray,
+    targets: Targets,
+    lengths: np.ndarray,
+    collate: Collate,
+    seed: int,
+) -> None:
+    """Give the head the weights of a logistic regression on what it is going to read.
+
+    A random head pulls the backbone's features about before it has learnt anything (Kumar et al.,
+    "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022).
+    """
+    import torch
+
+    model.eval()
+    rows = np.unique(targets.rows)
+    states = read(last_states, model, rows, lengths[rows], collate)
+    scale = np.maximum(states.std(axis=0), 1e-6)
+    features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
+    features[rows] = states / scale
+    c = choose_penalty(features, groups, targets, _PENALTIES, 300, seed, intercept=False)
+    weights, _ = logistic(features[targets.rows], targets, c, 300, intercept=False)
+    with torch.no_grad():
+        head(model).weight.copy_(torch.from_numpy(weights / scale))
+    model.train()
 
 
 def _params(stored: dict[str, Any]) -> DecoderParams:

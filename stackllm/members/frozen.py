@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stackllm.data.folds import inner_folds
-from stackllm.data.metrics import log_loss
 from stackllm.data.predictions import softmax
 from stackllm.members.inputs import Inputs
-from stackllm.members.linear import logistic
+from stackllm.members.linear import choose_penalty, logistic
 from stackllm.members.targets import Targets
 from stackllm.recipes.within import centre
 
@@ -50,7 +48,7 @@ def fit(inputs: Inputs, targets: Targets, params: FrozenParams, seed: int, folde
     features = _features(inputs, params.centred)
     mean, scale = _standardisation(features[np.unique(targets.rows)])
     features = _standardise(features, mean, scale)
-    chosen = _choose(features, inputs.groups, targets, params, seed)
+    chosen = choose_penalty(features, inputs.groups, targets, params.c, params.max_iter, seed)
     weights, bias = logistic(features[targets.rows], targets, chosen, params.max_iter)
     for name, array in {"mean": mean, "scale": scale, "weights": weights, "bias": bias}.items():
         np.save(folder / f"{name}.npy", array)
@@ -88,19 +86,3 @@ def _standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> n
     """Features of mean 0 and deviation 1, within 8 deviations; what was not measured is the mean."""
     standardised: np.ndarray = np.clip(np.nan_to_num((features - mean) / scale), -8, 8)
     return standardised
-
-
-def _choose(
-    features: np.ndarray, groups: np.ndarray, targets: Targets, params: FrozenParams, seed: int
-) -> float:
-    """The penalty with the least log loss on the given labels of a fifth of the training groups."""
-    if len(params.c) == 1:
-        return params.c[0]
-    held = inner_folds(groups[targets.rows].astype(str), 5, seed) == 0
-    train, test = targets.only(~held), targets.only(held & targets.given)
-    losses = []
-    for c in params.c:
-        weights, bias = logistic(features[train.rows], train, c, params.max_iter)
-        probabilities = softmax((features[test.rows] @ weights.T + bias).astype(np.float64))
-        losses.append(log_loss(probabilities, test.labels))
-    return params.c[int(np.argmin(losses))]

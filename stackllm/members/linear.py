@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from stackllm.data.folds import inner_folds
+from stackllm.data.metrics import log_loss
+from stackllm.data.predictions import softmax
 from stackllm.members.targets import Targets
 
 
 def logistic(
-    features: Any, targets: Targets, c: float, max_iter: int
+    features: Any, targets: Targets, c: float, max_iter: int, intercept: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit a multinomial logistic regression with an L2 penalty.
 
@@ -24,6 +27,8 @@ def logistic(
         Inverse strength of the penalty.
     max_iter
         Bound on the optimiser's steps.
+    intercept
+        Whether there is a bias; without one it comes out 0.
 
     Returns
     -------
@@ -35,7 +40,7 @@ def logistic(
     """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=c, max_iter=max_iter, tol=1e-3)
+    model = LogisticRegression(C=c, max_iter=max_iter, tol=1e-3, fit_intercept=intercept)
     model.fit(features, targets.labels, sample_weight=targets.weights)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one score for both: share it out
@@ -46,3 +51,41 @@ def logistic(
     weights[model.classes_] = coefficients
     bias[model.classes_] = intercepts
     return weights, bias
+
+
+def choose_penalty(
+    features: np.ndarray,
+    groups: np.ndarray,
+    targets: Targets,
+    candidates: tuple[float, ...],
+    max_iter: int,
+    seed: int,
+    intercept: bool = True,
+) -> float:
+    """The penalty with the least log loss on the given labels of a fifth of the training groups.
+
+    Parameters
+    ----------
+    features
+        Dense ``(n_rows, n_features)``, a row for each row of the inputs.
+    groups
+        Group number of each row, ``(n_rows,)``.
+    targets
+        Labels of some of the rows, and their weights.
+    candidates
+        Inverse strengths to choose from; the first of equals wins.
+    max_iter, intercept
+        As for :func:`logistic`.
+    seed
+        Decides which groups are held out.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    held = inner_folds(groups[targets.rows].astype(str), 5, seed) == 0
+    train, test = targets.only(~held), targets.only(held & targets.given)
+    losses = []
+    for c in candidates:
+        weights, bias = logistic(features[train.rows], train, c, max_iter, intercept)
+        probabilities = softmax((features[test.rows] @ weights.T + bias).astype(np.float64))
+        losses.append(log_loss(probabilities, test.labels))
+    return candidates[int(np.argmin(losses))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,18 +33,26 @@ class Kind:
         ``fit(inputs, targets, params, seed, folder)`` writes a model.
     predict
         ``predict(inputs, rows, folder)`` gives probabilities ``(len(rows), n_classes)``.
+    reads
+        ``"texts"`` if it reads nothing but the texts, so that another recipe leaves it as it is.
+    of_gpu
+        Does it want the GPU, where there is one, for itself?
     """
 
     params: type
     version: int
     fit: Callable[[Inputs, Targets, Any, int, Path], None]
     predict: Callable[[Inputs, np.ndarray, Path], np.ndarray]
+    reads: Literal["inputs", "texts"] = "inputs"
+    of_gpu: bool = False
 
 
 KINDS = {
     "lexical": Kind(LexicalParams, lexical.VERSION, lexical.fit, lexical.predict),
     "frozen": Kind(FrozenParams, frozen.VERSION, frozen.fit, frozen.predict),
-    "decoder": Kind(DecoderParams, decoder.VERSION, decoder.fit, decoder.predict),
+    "decoder": Kind(
+        DecoderParams, decoder.VERSION, decoder.fit, decoder.predict, reads="texts", of_gpu=True
+    ),
     "features": Kind(BoostingParams, features.VERSION, features.fit, features.predict),
 }
 

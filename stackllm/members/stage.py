@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from stackllm.engine.local import Engine, Task
+from stackllm.errors import DataError
+from stackllm.llm.encode import workers
+from stackllm.members.build import Keys
 from stackllm.members.crossfit import CrossFit, Design, Fit
 from stackllm.members.inputs import load_inputs
 from stackllm.members.registry import KINDS, Member
@@ -21,7 +24,7 @@ def cross_fit_members(
     fits: Sequence[Fit],
     design: Design,
     inputs: Path,
-    inputs_key: str,
+    keys: Keys,
     seed: int,
     engine: Engine,
 ) -> dict[str, CrossFit]:
@@ -37,8 +40,8 @@ def cross_fit_members(
         Folds and parts.
     inputs
         Folder of the label-free matrices.
-    inputs_key
-        Key of that folder.
+    keys
+        Digests of what a member may read there.
     seed
         Seed of every model.
     engine
@@ -50,25 +53,29 @@ def cross_fit_members(
         Predictions of each member by name.
     """
     places = {member.name: places_of(member, fits, design) for member in members}
-    tasks = [
-        Task(
-            make_unit(
-                place.path,
-                KINDS[member.kind].version,
-                inputs_key, fit_key(place.fit), member.weights,
-                params=(member.kind, member.of_one_model, seed + place.seed),
-            ),
-            fit_member,
-            (member, place.fit, inputs, seed + place.seed),
-        )
-        for member in members
-        for place in places[member.name]
-    ]  # fmt: skip
-    folders = iter(engine.ensure(f"members, round {fits[0].round}", tasks))
-    return {
-        name: gather(design, [place.fit for place in own], [next(folders) for _ in own])
-        for name, own in places.items()
-    }
+    found = {}
+    for of_gpu in (True, False):  # the slowest first
+        own = [member for member in members if KINDS[member.kind].of_gpu == of_gpu]
+        tasks = [
+            Task(
+                make_unit(
+                    place.path,
+                    KINDS[member.kind].version,
+                    keys[KINDS[member.kind].reads], fit_key(place.fit), member.weights,
+                    params=(member.kind, member.of_one_model, seed + place.seed),
+                ),
+                fit_member,
+                (member, place.fit, inputs, seed + place.seed),
+            )
+            for member in own
+            for place in places[member.name]
+        ]  # fmt: skip
+        label = f"{'decoders' if of_gpu else 'members'}, round {fits[0].round}"
+        folders = iter(engine.ensure(label, tasks, workers() if own and of_gpu else None))
+        for member in own:
+            fitted = [place.fit for place in places[member.name]]
+            found[member.name] = gather(design, fitted, [next(folders) for _ in fitted])
+    return {member.name: found[member.name] for member in members}
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,9 @@ def places_of(member: Member, fits: Sequence[Fit], design: Design) -> list[Place
     """
     if not member.every_round:
         fits = design.first_fits()
-    alone = member.seeds == (0,)
+    several = hasattr(member.params, "seeds")
     return [
-        Place(fit, seed, f"members/{member.name}/{fit.name}{'' if alone else f'_seed{seed}'}")
+        Place(fit, seed, f"members/{member.name}/{fit.name}{f'_seed{seed}' if several else ''}")
         for fit in fits
         for seed in member.seeds
     ]
@@ -111,7 +118,12 @@ def fit_member(folder: Path, member: Member, fit: Fit, inputs_folder: Path, seed
     kind = KINDS[member.kind]
     inputs = load_inputs(inputs_folder)
     kind.fit(inputs, fit.targets, member.params, seed, folder)
-    np.save(folder / "predictions.npy", kind.predict(inputs, fit.predict, folder))
+    predictions = kind.predict(inputs, fit.predict, folder)
+    if not np.isfinite(predictions).all():
+        raise DataError(
+            f'member "{member.name}", {fit.name}: its predictions are no numbers. Change its settings.'
+        )
+    np.save(folder / "predictions.npy", predictions)
 
 
 def fit_key(fit: Fit) -> str:

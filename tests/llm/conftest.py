@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gemma2", "gemma3_text")
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,9 @@ def make_model():
         heads = {"num_attention_heads": 4}
         if family not in ("gpt_neox",):
             heads |= {"num_key_value_heads": 2, "head_dim": 8}
-        extra = {"sliding_window": 6} if family in ("mistral", "gemma2") else {}
+        extra = {"sliding_window": 6} if family in ("mistral", "gemma2", "gemma3_text") else {}
+        if family == "gemma3_text":
+            extra["layer_types"] = ["sliding_attention", "full_attention"] * (layers // 2)
         config = AutoConfig.for_model(
             family, vocab_size=300, max_position_embeddings=256, **size, **heads, **extra
         )

@@ -1,5 +1,6 @@
 """Fine-tuned decoders: the cached trunk against the whole model, what is saved, what is trained."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from stackllm.engine.progress import Reporter
 from stackllm.errors import StorageError, UsageError
 from stackllm.llm import training, trunk
 from stackllm.llm.backbone import keep_unpacked, load_model, weights_options
-from stackllm.llm.classifier import LoraParams, logits, new_classifier, upper_layers
+from stackllm.llm.classifier import LoraParams, head, logits, new_classifier, upper_layers
 from stackllm.llm.prompts import PromptParams
 from stackllm.llm.training import TrainingError, TrainingParams
 from stackllm.llm.trunk import TrunkParams, cache_trunk
@@ -23,7 +24,7 @@ from stackllm.members.decoder import DecoderParams
 from stackllm.members.inputs import Inputs, save_texts, save_trunk, trunk_folder
 from stackllm.members.targets import Targets
 
-FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gemma2", "gemma3_text")
 PRECISIONS = ("float32", "bfloat16", "int8", "nf4")
 N_CLASSES = 3
 LORA = LoraParams(r=2, dropout=0.0)
@@ -82,21 +83,25 @@ def gradients(model, batch, n_layers):
     return scores.detach(), {name: value.grad.clone() for value, name in names.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "n_layers"),
+    [(family, 2) for family in FAMILIES]
+    + [(family, n) for family in ("gemma2", "gemma3_text", "qwen3") for n in (1, 3)],
+)
 def test_from_the_cached_trunk_logits_and_gradients_are_those_of_the_whole_model(
-    make_backbone, tmp_path, family
+    make_backbone, tmp_path, family, n_layers
 ):
     rows = make_rows()
-    cached = make_params(make_backbone(family))
+    cached = make_params(make_backbone(family), n_layers)
     whole = make_params(cached.backbone, "all")
     inputs = make_inputs(tmp_path, cached, rows)
-    model, tokenizer = new_classifier(cached.backbone, "float32", N_CLASSES, LORA, 2, seed=1)
+    model, tokenizer = new_classifier(cached.backbone, "float32", N_CLASSES, LORA, n_layers, seed=1)
     for name, value in model.named_parameters():
         if value.requires_grad:  # adapters start at zero, where half of the gradients vanish
             value.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(len(name)))
     chosen = np.array([0, 4, 8, 15])
     expected = gradients(model, batches_of(whole, inputs, tokenizer, chosen), None)
-    found = gradients(model, batches_of(cached, inputs, tokenizer, chosen), 2)
+    found = gradients(model, batches_of(cached, inputs, tokenizer, chosen), n_layers)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
     assert found[1].keys() == expected[1].keys()
     assert all(value.abs().max() > 0 for value in expected[1].values())
@@ -130,12 +135,11 @@ def test_what_is_saved_is_what_peft_loads_to_the_same_probabilities(
     ).eval()
     keep_unpacked(loaded)
     whole = make_params(params.backbone, "all", precision)
-    tolerance = 1e-5 if precision == "float32" else 0.02
     for row in range(len(rows)):
         ids = batches_of(whole, inputs, tokenizer, np.array([row])).ids
         with torch.inference_mode():
             theirs = loaded(input_ids=ids).logits.float().softmax(-1)[0].numpy()
-        assert ours[row] == pytest.approx(theirs, abs=tolerance)
+        assert ours[row] == pytest.approx(theirs, abs=1e-5)
 
 
 @pytest.mark.parametrize("layers", [2, "all"])
@@ -243,6 +247,37 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(make_backbone, tmp_pa
     assert found.shape == (len(rows), 3)
 
 
+def test_a_step_is_the_same_however_it_is_cut_into_passes(make_backbone, tmp_path):
+    rows = make_rows()
+    found = []
+    for batch_size, accumulation in ((10, 1), (5, 2), (1, 10)):
+        fast = TrainingParams(epochs=1, batch_size=batch_size, accumulation=accumulation)
+        params = make_params(make_backbone("llama"), "all", training=fast)
+        inputs = make_inputs(tmp_path, params, rows)
+        folder = tmp_path / str(batch_size)
+        folder.mkdir()
+        decoder.fit(inputs, make_targets(rows), params, 0, folder)
+        found.append(decoder.predict(inputs, np.arange(len(rows)), folder))
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert found[2] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_stop_it(make_backbone, tmp_path):
+    rows = make_rows()
+    params = make_params(make_backbone("llama"), training=TrainingParams(epochs=1, batch_size=64))
+    inputs = make_inputs(tmp_path, params, rows)
+    model, tokenizer = new_classifier(params.backbone, "float32", N_CLASSES, LORA, 2, seed=1)
+    lengths, collate = decoder.sequences(inputs, params, tokenizer)
+    head(model).weight.register_hook(
+        lambda gradient: gradient * float("nan")
+    )  # as an overflow does
+    with upper_layers(model, 2), pytest.raises(TrainingError, match="no number after the last"):
+        training.train(
+            model, np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, collate,
+            params.training, 0, tmp_path / "metrics.jsonl",
+        )  # fmt: skip
+
+
 def test_a_loss_that_is_no_number_stops_with_its_step(make_backbone, tmp_path):
     rows = make_rows()
     params = make_params(make_backbone("llama"))
@@ -314,3 +349,19 @@ def test_settings_that_fit_no_model_are_refused(make_backbone):
         DecoderParams(trainable_layers=0)
     with pytest.raises(UsageError, match="seeds must be different"):
         DecoderParams(seeds=(1, 1))
+
+
+@pytest.mark.parametrize("precision", ["float32", "nf4"])
+def test_a_warm_head_starts_where_a_random_one_has_yet_to_come(make_backbone, tmp_path, precision):
+    rows = make_rows(24)
+    still = TrainingParams(epochs=1, batch_size=6, learning_rate=1e-9, head_learning_rate=0.0)
+    params = make_params(make_backbone("llama"), 2, precision, training=still)
+    inputs = make_inputs(tmp_path, params, rows)
+    train, held = make_targets(rows).only(np.arange(72) < 48), np.arange(48, 72)
+    found = {}
+    for warm in (True, False):
+        folder = tmp_path / f"{warm}"
+        folder.mkdir()
+        decoder.fit(inputs, train, dataclasses.replace(params, warm_head=warm), 0, folder)
+        found[warm] = log_loss(decoder.predict(inputs, held, folder), held % 3)
+    assert found[True] < 0.6 * np.log(3) < 0.9 * np.log(3) < found[False]

@@ -21,7 +21,7 @@ from stackllm.recipes.asked import Asked, Case
 
 ASKED = Asked("gpt_rating", "rating", "Rate it.", tuple(map(str, range(1, 11))))
 SERVER = ServerParams(
-    attempts=3, timeout_seconds=0.3, deadline_seconds=1.5, backoff_seconds=0.01,
+    attempts=3, timeout_seconds=1.0, deadline_seconds=6.0, backoff_seconds=0.01,
     requests_per_minute=0, concurrency=2,
 )  # fmt: skip
 GOOD = completion("7")
@@ -57,12 +57,12 @@ def says(text, **more):
 
 
 def hangs(handler):
-    time.sleep(0.6)
+    time.sleep(1.6)
 
 
 def drips_body(handler):
     handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
-    for _ in range(30):
+    for _ in range(80):
         handler.wfile.write(b" ")
         handler.wfile.flush()
         time.sleep(0.03)
@@ -70,7 +70,7 @@ def drips_body(handler):
 
 def drips_headers(handler):
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for i in range(30):
+    for i in range(80):
         handler.wfile.write(f"x-{i}: y\r\n".encode())
         handler.wfile.flush()
         time.sleep(0.03)

@@ -6,7 +6,7 @@ from scipy.sparse import csr_matrix
 
 from stackllm.data.metrics import accuracy, log_loss
 from stackllm.errors import UsageError
-from stackllm.members import frozen
+from stackllm.members import frozen, linear
 from stackllm.members.crossfit import CrossFit, Design, join
 from stackllm.members.external import ExternalParams, read_external
 from stackllm.members.frozen import FrozenParams
@@ -83,7 +83,7 @@ def test_pseudo_labels_choose_no_setting(inputs, tmp_path, monkeypatch):
         scored.append(set(labels.tolist()))
         return log_loss(probabilities, labels)
 
-    monkeypatch.setattr(frozen, "log_loss", spy)
+    monkeypatch.setattr(linear, "log_loss", spy)
     rows = np.flatnonzero(LABELS < 2)
     given = targets(rows)
     guessed = np.arange(120, 180)
