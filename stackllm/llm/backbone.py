@@ -9,12 +9,12 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stackllm.errors import MissingInputError, UsageError
+from stackllm.errors import MissingInputError, StorageError, UsageError
 from stackllm.store.units import REUSED, make_unit, publish, state
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -241,32 +241,83 @@ def load_model(
     options |= {"trust_remote_code": False, **weights_options(precision)}
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            location,
-            **{
-                key: options[key]
-                for key in ("local_files_only", "trust_remote_code")
-                if key in options
-            },
-        )
+    shared = {
+        key: options[key] for key in ("local_files_only", "trust_remote_code") if key in options
+    }
+    with _load_errors(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **shared)
         model = getattr(transformers, kind).from_pretrained(
             location, use_safetensors=True, **options
         )
-    except OSError as error:
-        raise MissingInputError(
-            f'backbone "{name}": its weights could not be loaded ({_first_line(error)}). '
-            "Offline, give the path of a folder that holds config.json, the weights and the tokenizer."
-        ) from error
-    except ValueError as error:
-        raise UsageError(
-            f'backbone "{name}" is no decoder that transformers can load ({_first_line(error)}).'
-        ) from error
     keep_unpacked(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def load_config(name: str, echo: Callable[[str], None] = print) -> Any:
+    """The configuration of a backbone's text model, without its weights.
+
+    Raises
+    ------
+    MissingInputError, UsageError
+        As for :func:`load_model`.
+    """
+    location = prepare(name, echo)
+    quiet_libraries()
+    from transformers import AutoConfig
+
+    local = {"local_files_only": True} if Path(location).exists() else {}
+    with _load_errors(name):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **local)
+    return config.get_text_config()
+
+
+def check_length(name: str, config: Any, longest: int) -> None:
+    """Refuse sequences that a model has no positions for.
+
+    Raises
+    ------
+    UsageError
+        With both lengths.
+    """
+    room = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and longest > room:
+        raise UsageError(
+            f'backbone "{name}" reads at most {room} tokens, and the longest text has {longest}. '
+            "Lower max_length_answer, max_length_prompt or max_length."
+        )
+
+
+@contextlib.contextmanager
+def _load_errors(name: str) -> Iterator[None]:
+    """What transformers raises when it can't load a model, as a sentence."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except OSError as error:
+        raise MissingInputError(
+            f'backbone "{name}": its weights could not be loaded ({_first_line(error)}). '
+            "Offline, give the path of a folder that holds config.json, the weights and the tokenizer."
+        ) from error
+    except SafetensorError as error:
+        raise StorageError(
+            f'backbone "{name}": its weights are damaged ({_first_line(error)}). Fetch them again.'
+        ) from error
+    except (ValueError, RuntimeError, ImportError, KeyError) as error:
+        if "size mismatch" in str(error) or "mismatched" in str(error):
+            raise UsageError(
+                f'backbone "{name}" has a classification head of another number of classes. '
+                "Give the language model that it was made from."
+            ) from error
+        raise UsageError(
+            f'backbone "{name}" is no decoder that transformers can load ({_first_line(error)}).'
+        ) from error
 
 
 def quiet_libraries() -> None:

@@ -41,6 +41,8 @@ class TrainingParams:
     patience
         Stop after so many epochs without a lower loss on a fifth of the *training* groups, which are
         then not trained on, and go back to the best epoch. 0 trains on everything for all epochs.
+    report_to
+        Trackers that transformers knows and that are installed, such as ``("tensorboard",)``.
     """
 
     epochs: float = 2.0
@@ -53,6 +55,7 @@ class TrainingParams:
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     patience: int = 0
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 1 or self.accumulation < 1:
@@ -338,7 +341,7 @@ def _trainer(
         data_seed=seed,
         save_strategy="no",
         logging_steps=1,
-        report_to=[],
+        report_to=list(params.report_to),
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,

@@ -17,7 +17,14 @@ import polars as pl
 
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError
-from stackllm.llm.backbone import compute_dtype, frozen_model, prepare, revision_of, use_one_thread
+from stackllm.llm.backbone import (
+    check_length,
+    compute_dtype,
+    frozen_model,
+    load_config,
+    revision_of,
+    use_one_thread,
+)
 from stackllm.llm.classifier import check_layers, count_layers, lower_layers
 from stackllm.llm.encode import batches, known_rows, plan_shards, workers
 from stackllm.llm.encoder import read_prompts
@@ -154,6 +161,8 @@ def read_shard(folder: Path, rows: list[tuple[str, str, str]], params: TrunkPara
     model, tokenizer = frozen_model(params.backbone, params.precision)
     use_one_thread()
     prompts = make_prompts(tokenizer, ((q, r) for q, r, _ in rows), params.prompt)
+    longest = max(len(it.prefix) + len(ids) for it in prompts for ids in it.responses)
+    check_length(params.backbone, model.config, longest)
     layer = count_layers(model) - params.trainable_layers
     states: list[np.ndarray] = []
     spans: list[tuple[int, int, int, int]] = []
@@ -203,11 +212,8 @@ def _bits(states: Any) -> np.ndarray:
 
 def _check(engine: Engine, plans: list[Any], params: TrunkParams) -> None:
     """Refuse what the model or the disk cannot hold; a text has about a token for three characters."""
-    from transformers import AutoConfig
-
     root, prompt = engine.root, params.prompt
-    location = prepare(params.backbone, engine.reporter.say)
-    config = AutoConfig.from_pretrained(location).get_text_config()
+    config = load_config(params.backbone, engine.reporter.say)
     check_layers(params.backbone, config.num_hidden_layers, params.trainable_layers)
     tokens = 0
     for shard in plans:

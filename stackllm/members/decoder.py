@@ -20,6 +20,7 @@ from stackllm.errors import UsageError
 from stackllm.llm.backbone import (
     EMBEDDED,
     Precision,
+    check_length,
     choose_dtype,
     compute_dtype,
     revision_of,
@@ -99,7 +100,10 @@ class DecoderParams:
     def of_one_model(self) -> DecoderParams:
         """The settings that decide a single model, as they came out on this machine."""
         precision = cast(Precision, self.chosen_precision)
-        return dataclasses.replace(self, precision=precision, seeds=(0,), every_round=False)
+        training = dataclasses.replace(self.training, report_to=())  # it changes no number
+        return dataclasses.replace(
+            self, precision=precision, seeds=(0,), every_round=False, training=training
+        )
 
     @property
     def identity(self) -> str:
@@ -123,11 +127,12 @@ class DecoderParams:
 def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, folder: Path) -> None:
     """Fine-tune on ``targets`` and write adapter, head and settings into ``folder``."""
     use_one_thread()
-    params = params.of_one_model
+    training, params = params.training, params.of_one_model
     model, tokenizer = new_classifier(
         params.backbone, params.precision, targets.n_classes, params.lora, params.n_trained, seed
     )
     lengths, collate = sequences(inputs, params, tokenizer)
+    check_length(params.backbone, model.config, int(lengths.max()))
     fitted, held = _hold_out(inputs, targets, params, seed)
     rows, where = np.unique(fitted.rows, return_inverse=True)
     labels = np.zeros((len(rows), targets.n_classes))
@@ -142,7 +147,7 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
             _warm_head(model, inputs.groups, fitted, lengths, collate, seed)
         train(
             model, rows, labels / weights[:, None], weights, lengths[rows], collate,
-            params.training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
+            training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
         )  # fmt: skip
     save_classifier(model, folder)
     content = {"n_classes": targets.n_classes, "params": dataclasses.asdict(params)}
@@ -208,7 +213,7 @@ def _params(stored: dict[str, Any]) -> DecoderParams:
             "seeds": tuple(stored["seeds"]),
             "prompt": PromptParams(**stored["prompt"]),
             "lora": LoraParams(**lora),
-            "training": TrainingParams(**stored["training"]),
+            "training": TrainingParams(**{**stored["training"], "report_to": ()}),
         }
     )
 

@@ -365,3 +365,29 @@ def test_a_warm_head_starts_where_a_random_one_has_yet_to_come(make_backbone, tm
         decoder.fit(inputs, train, dataclasses.replace(params, warm_head=warm), 0, folder)
         found[warm] = log_loss(decoder.predict(inputs, held, folder), held % 3)
     assert found[True] < 0.6 * np.log(3) < 0.9 * np.log(3) < found[False]
+
+
+def test_backbones_that_cannot_be_loaded_are_told_apart(make_backbone, tmp_path):
+    import transformers
+
+    backbone, folder = make_backbone("llama"), tmp_path / "classifier"
+    kind = "AutoModelForSequenceClassification"
+    classifier = getattr(transformers, kind).from_pretrained(backbone, num_labels=5)
+    classifier.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(backbone).save_pretrained(folder)
+    with pytest.raises(UsageError, match="has a classification head of another number of classes"):
+        load_model(kind, str(folder), "float32", num_labels=3)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(StorageError, match="its weights are damaged"):
+        load_model(kind, str(folder), "float32", num_labels=5)
+    with pytest.raises(UsageError, match="is no decoder that transformers can load"):
+        load_model(kind, str(tmp_path), "float32")
+
+
+@pytest.mark.parametrize("layers", [2, "all"])
+def test_texts_longer_than_the_model_are_refused(make_backbone, tmp_path, layers):
+    rows = make_rows().with_columns(response=pl.lit("w1 " * 300))
+    params = make_params(make_backbone("llama"), layers, prompt=PromptParams(max_length_answer=280))
+    with pytest.raises(UsageError, match="reads at most 256 tokens, and the longest text has 290"):
+        decoder.fit(make_inputs(tmp_path, params, rows), make_targets(rows), params, 0, tmp_path)
