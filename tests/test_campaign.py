@@ -86,3 +86,11 @@ def test_three_processes_want_one_run(known):
 @pytest.mark.parametrize("name", ["stack", "optim"])
 def test_no_pickles_no_sockets_no_shells(known, name):
     passes(same.watched_command(known["stack"], name))
+
+
+def test_a_decoder_is_the_same_under_another_hash_seed_and_after_a_kill(known):
+    stage = known["decoder"]
+    passes(
+        same.same(stage, (), PYTHONHASHSEED="5"),
+        kills.struck(stage, signal.SIGKILL, random.Random(0)),
+    )

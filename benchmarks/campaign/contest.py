@@ -34,6 +34,43 @@ n_trees = 6
 """
 
 
+DECODER = """
+[[member]]
+kind = "decoder"
+backbone = "./tiny"
+precision = "float32"
+trainable_layers = 1
+[member.prompt]
+max_length_prompt = 4
+max_length_answer = 12
+[member.training]
+epochs = 4
+batch_size = 2
+"""
+
+
+def write_decoder(folder: Path) -> None:
+    """Add a fine-tuned decoder to a contest: a random one of two layers, with a tokenizer of words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = LlamaConfig(vocab_size=100, num_attention_heads=4, pad_token_id=0, **size)
+    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
+    words = ["<unk>", "question", "Question", "Answer", "so", "well", "thus", ".", "!", "?", ";"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    fast.save_pretrained(folder / "tiny")
+    with (folder / "stackllm.toml").open("a") as settings:
+        settings.write(DECODER)
+
+
 def write_contest(folder: Path, n_groups: int = 12, seed: int = 0) -> Path:
     """``train.csv``, ``test.csv``, ``sub.csv`` and ``stackllm.toml`` of three classes in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,12 +156,15 @@ class Stage:
         Of ``stackllm``.
     before
         Arguments of the command that has been run before.
+    decoder
+        Whether a decoder is fine-tuned as well.
     """
 
     name: str
     arguments: tuple[str, ...]
     before: tuple[str, ...] = ()
     home: Path = field(default_factory=Path)
+    decoder: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -135,6 +175,8 @@ class Stage:
     def start(self) -> Path:
         """Folder that every case starts from a copy of."""
         folder = write_contest(self.home / f"{self.name}-start")
+        if self.decoder:
+            write_decoder(folder)
         if self.before:
             done = run(python("-m", "stackllm", *self.before), folder)
             assert done.returncode == 0, done.stderr
@@ -166,6 +208,7 @@ def stages(home: Path) -> dict[str, Stage]:
         stage.name: stage
         for stage in (
             Stage("features", ("features", *quiet), home=home),
+            Stage("decoder", ("features", *quiet), home=home, decoder=True),
             Stage("stack", ("stack", *quiet), ("features", *quiet), home),
             Stage("pseudo", ("pseudo", *quiet), ("stack", *quiet), home),
             Stage("optim", optim, home=home),

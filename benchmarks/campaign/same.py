@@ -27,9 +27,9 @@ WATCHED = ("features", "stack", "pseudo", "predict", "optim")
 def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """One run a worker count and hash seed, ``draws`` races, and each command watched once."""
     known = stages(home)
-    jobs = [(f"{n} workers", _same(known["pseudo"], ("--jobs", str(n)))) for n in (1, 2, 3)]
+    jobs = [(f"{n} workers", same(known["pseudo"], ("--jobs", str(n)))) for n in (1, 2, 3)]
     seeds = [
-        (f"PYTHONHASHSEED={value}", _same(known["pseudo"], (), PYTHONHASHSEED=value))
+        (f"PYTHONHASHSEED={value}", same(known["pseudo"], (), PYTHONHASHSEED=value))
         for value in HASH_SEEDS
     ]
     yield play("one digest whatever the workers and the hash seed", jobs + seeds)
@@ -40,7 +40,7 @@ def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     yield play("pickle, socket and shell events", watched)
 
 
-def _same(stage: Stage, more: tuple[str, ...], **variables: str) -> Case:
+def same(stage: Stage, more: tuple[str, ...], **variables: str) -> Case:
     def case() -> str | None:
         folder = stage.copy("again")
         done = run([*stage.command, *more], folder, **variables)

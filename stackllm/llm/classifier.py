@@ -7,6 +7,7 @@ taken out while it trains and put back before it is saved, which makes it an ord
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,8 +139,13 @@ def load_classifier(folder: Path, backbone: str, precision: str, n_classes: int)
 
 
 def save_classifier(model: Any, folder: Path) -> None:
-    """Write adapters and head as safetensors, as ``peft`` does."""
+    """Write adapters and head as safetensors, as ``peft`` does, and always the same bytes."""
     model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["target_modules"] = sorted(config["target_modules"])  # a set: its order is chance
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def logits(model: Any, batch: Batch) -> Any:

@@ -104,6 +104,7 @@ def _index_trunk(
     """Cache a trunk's output of every row and write down where each stands."""
     table = cache_trunk(rows, params, cache)
     path = trunk_folder(f"inputs/{name}", params)
-    unit = make_unit(path, VERSION, digest(rows), params.identity, digest(table))
+    shards = [Path(shard).name for shard in table["shard"]]  # wherever the cache stands
+    unit = make_unit(path, VERSION, digest(rows), params.identity, shards, table.drop("shard"))
     task = Task(unit, lambda folder: save_trunk(folder, table), here=True)
     engine.ensure("trunk's index", [task])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,13 @@ def trunk_folder(inputs: str | Path, params: TrunkParams) -> str:
 
 
 def save_trunk(folder: Path, table: pl.DataFrame) -> None:
-    """Write the table of :func:`stackllm.llm.trunk.cache_trunk`."""
-    table.write_parquet(folder / _TRUNK)
+    """Write the table of :func:`stackllm.llm.trunk.cache_trunk`, its shards as seen from ``folder``.
+
+    So artifacts that are moved as a whole stay what they are.
+    """
+    here = folder.resolve()
+    shards = [os.path.relpath(shard, here) for shard in table["shard"]]
+    table.with_columns(shard=pl.Series(shards)).write_parquet(folder / _TRUNK)
 
 
 def read_trunk(inputs: Inputs, params: TrunkParams) -> Trunk:
@@ -130,4 +136,6 @@ def read_trunk(inputs: Inputs, params: TrunkParams) -> Trunk:
     path = Path(trunk_folder(inputs.folder, params)) / _TRUNK
     if not path.is_file():
         raise StorageError(f"{path}: the trunk is not cached. Run the same command again.")
-    return Trunk(pl.read_parquet(path))
+    table = pl.read_parquet(path)
+    shards = [str(path.parent / shard) for shard in table["shard"]]
+    return Trunk(table.with_columns(shard=pl.Series(shards)))
