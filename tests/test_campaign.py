@@ -70,6 +70,11 @@ def test_a_write_of_the_stack(known, kind, at):
     passes(writes.faulty_write(known["stack"], kind, at))
 
 
+@pytest.mark.parametrize("n_bytes", [0, 1_000, 4_000])
+def test_a_system_that_takes_no_more_bytes(known, n_bytes):
+    passes(writes.too_large(known["features"], n_bytes))
+
+
 def test_damage_to_every_unit(known):
     passes(damage.damaged_units(known["stack"], "flipped bit", random.Random(0), Counter()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -54,6 +55,8 @@ def _play_one(case: Case, retries: int) -> str | None:
             return case()
         except MissedError:
             continue
+        except subprocess.TimeoutExpired as error:
+            return f"it hung: {error}"
     return f"the fault missed the work {retries} times"
 
 

@@ -110,7 +110,7 @@ def _strike(stage: Stage, folder: Path, number: signal.Signals, delay: float) ->
     time.sleep(delay)
     if process.poll() is not None:
         raise MissedError
-    inside = stage.name == "optim" or (folder / "artifacts/run/.lock.json").exists()
+    inside = stage.name == "optim" or started_units(folder) > 0
     os.kill(process.pid, number)
     asked = time.monotonic()
     _, said = process.communicate(timeout=120)

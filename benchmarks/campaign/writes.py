@@ -19,7 +19,8 @@ ERRORS = ("ENOSPC", "EACCES", "EIO", "EMFILE")
 def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """The figures of this file: so many writes of ``stack`` and of ``optim``, at most all of them."""
     draw = random.Random(seed)
-    known = [stages(home)[name] for name in ("stack", "optim")]
+    every = stages(home)
+    known = [every[name] for name in ("stack", "optim")]
     for kind in ("kill", "tear", *ERRORS):
         cases = [
             (f"{stage.name} {kind} at write {at} of {count}", faulty_write(stage, kind, at))
@@ -30,7 +31,9 @@ def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
         yield play(f"{kind} at every write", cases)
     sizes = _drawn(range(0, 60_000, 1_000), draws, draw)
     cases = [
-        (f"{stage.name} {n} bytes", _too_large(stage, n)) for stage in known[:1] for n in sizes
+        (f"{name} {n} bytes", too_large(every[name], n))
+        for name in ("features", "stack")
+        for n in sizes
     ]
     yield play("no file may grow past a size (EFBIG of the system itself)", cases)
 
@@ -98,7 +101,7 @@ def _goes_on(stage: Stage, folder: Path) -> str | None:
     return difference(digests(folder), stage.expected)
 
 
-def _too_large(stage: Stage, n_bytes: int) -> Case:
+def too_large(stage: Stage, n_bytes: int) -> Case:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 

@@ -107,6 +107,11 @@ def main() -> None:
     except MemoryError:
         click.echo("error: there is not enough memory. Run with --jobs 1 or fewer rows.", err=True)
         status = 74
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # polars', and no Exception
+            raise
+        click.echo(f"error: polars gave up ({str(error).splitlines()[0]:.200}).", err=True)
+        status = 74
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -155,7 +156,7 @@ def session(
     """Settings, engines and the run's lock out of the shared options."""
     from joblib import cpu_count
 
-    from stackllm.engine.local import Engine
+    from stackllm.engine.local import Engine, PendingError
     from stackllm.engine.pools import open_pool
     from stackllm.engine.progress import Reporter
     from stackllm.errors import MissingInputError, UsageError
@@ -176,15 +177,25 @@ def session(
         if path is not None and not Path(path).is_file():  # said now, not after hours of work
             raise MissingInputError(f"{path}: there is no such file. Check {option}.")
     reporter = Reporter(quiet)
-    n_jobs = jobs or cpu_count()
+    n_jobs = min(jobs or cpu_count(), cpu_count())  # each computes on a thread of its own
+    if jobs and jobs > n_jobs and engine == "local":
+        reporter.say(f"--jobs {jobs}: {n_jobs}, as many as this machine has cores")
     root = artifacts / name
     shared = artifacts / "cache"
-    with locked(root), ExitStack() as stack:
-        open_folder(shared, shared=True)
-        pool = open_pool(engine, address, n_jobs)
+    with ExitStack() as stack:
+        pool = None
+        if not dry_run:  # which only reads, and starts nobody
+            stack.enter_context(locked(root))
+            open_folder(shared, shared=True)
+            pool = open_pool(engine, address, n_jobs)
         if pool:
             stack.callback(pool.close)
-            n_jobs = jobs or pool.slots
+            n_jobs = n_jobs if engine == "local" else jobs or pool.slots
         runner = Engine(root, n_jobs, reporter, dry_run, pool)
         cache = Engine(shared, n_jobs, reporter, dry_run, pool)
-        yield Session(settings, runner, cache, as_json, truth)
+        try:
+            yield Session(settings, runner, cache, as_json, truth)
+        except PendingError as error:
+            if as_json:
+                click.echo(json.dumps({"would_run": error.units}))
+            raise

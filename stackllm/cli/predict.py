@@ -14,7 +14,11 @@ from stackllm.cli.options import data_options, run_options, session
 @click.command()
 @click.argument("new", type=Path, metavar="NEW.csv")
 @click.option(
-    "-o", "--output", type=Path, metavar="FILE", help="Where to write.  [NEW.predictions.csv]"
+    "-o",
+    "--output",
+    type=Path,
+    metavar="FILE",
+    help="Where to write; - is the standard output.  [NEW.predictions.csv]",
 )
 @data_options
 @run_options
@@ -29,21 +33,26 @@ def predict(new: Path, output: Path | None, **options: Any) -> None:
       stackllm predict new.csv --name ten -o answers.csv
     """
     with session(**options) as opened:
+        from stackllm.data.files import write_frame
         from stackllm.data.spreadsheet import spreadsheet_safe
         from stackllm.data.table import read_new
         from stackllm.predict import predict_new
-        from stackllm.store.atomic import write_file
 
         rows = read_new(new, opened.settings.data)
         frame, _ = predict_new(
             opened.engine.root, rows, opened.cache, opened.engine, opened.settings.server
         )
+        if opened.engine.dry_run:
+            click.echo(json.dumps({"would_run": {}}) if opened.json else "nothing would run")
+            return
         target = output or new.with_suffix(".predictions.csv")
         if opened.settings.data.csv_safe:
             frame = spreadsheet_safe(frame)
-        write_file(target, frame.write_csv)
-        click.echo(
-            json.dumps({"output": str(target), "rows": frame.height})
-            if opened.json
-            else f"{frame.height} rows: {target}"
-        )
+        streamed = str(target) == "-"
+        write_frame(frame, None if streamed else target)
+        if not streamed:
+            click.echo(
+                json.dumps({"output": str(target), "rows": frame.height})
+                if opened.json
+                else f"{frame.height} rows: {target}"
+            )

@@ -30,6 +30,9 @@ def show_members(opened: Session, study: Study, posteriors: dict[str, Calibrated
 
 def show_rounds(opened: Session, study: Study, rounds: Sequence[Round]) -> None:
     """Publish what a run hands out, and print its scores and where everything is."""
+    if study.engine.dry_run:
+        _print(opened, {"would_run": {}}, ["all units are done; nothing would run"])
+        return
     timings = read_timings(study.engine.root)
     board = leaderboard(rounds, study.design, timings, _truth(opened, study))
     submission = write_outputs(study, rounds, board)

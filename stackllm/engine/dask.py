@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stackllm.engine.local import Task, WorkerDiedError, run_task_in
-from stackllm.errors import MissingInputError, ServerError
+from stackllm.engine.local import Task, WorkerDiedError, not_run, run_task_in
+from stackllm.errors import MissingInputError, ServerError, StackllmError
 
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
@@ -119,8 +119,12 @@ class Dask:
             return float(handle.future.result(timeout=_PATIENCE_SECONDS))
         except KilledWorker as error:
             raise WorkerDiedError from error
-        except (CancelledError, OSError, TimeoutError) as error:
+        except (CancelledError, TimeoutError) as error:
             raise self._silent() from error
+        except StackllmError:
+            raise
+        except Exception as error:
+            raise not_run(self.address, error) from error
 
     def drop(self, handles: Collection[_Handle]) -> None:
         """Cancel these units; a thread at work can't be stopped, so what it has begun it may publish."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stackllm.engine.progress import Reporter
-from stackllm.errors import StackllmError, StorageError
+from stackllm.errors import ServerError, StackllmError, StorageError
 from stackllm.store.atomic import storage_errors
 from stackllm.store.units import REUSED, Unit, publish, quarantine, state
 
@@ -25,9 +25,21 @@ ATTEMPTS = 3
 
 
 class PendingError(StackllmError):
-    """A dry run met units that have still to run; what comes after them can't be planned yet."""
+    """A dry run met units that have still to run; what comes after them can't be planned yet.
+
+    Parameters
+    ----------
+    said
+        What to tell a person.
+    units
+        The units of the stage that would run, and why each would run or be re-used, if it is units.
+    """
 
     exit_code = 0
+
+    def __init__(self, said: str, units: dict[str, str] | None = None) -> None:
+        super().__init__(said)
+        self.units = units or {}
 
 
 class WorkerDiedError(Exception):
@@ -149,9 +161,12 @@ class Engine:
                 )
         if missing and self.dry_run:
             raise PendingError(
-                f"{len(missing)} of {len(tasks)} units of {label} would run; what follows depends on them."
+                f"{len(missing)} of {len(tasks)} units of {label} would run; what follows depends on them.",
+                {task.unit.path: condition for task, condition in found},
             )
         if missing:
+            known = read_timings(self.root)  # the slowest first, as far as that is known
+            missing.sort(key=lambda task: -known.get(task.unit.path, 0.0))
             with self.reporter.bar(label, len(missing)) as advance:
                 for task, seconds in self._results(label, missing, n_jobs or self.n_jobs):
                     self._log_time(task, seconds)
@@ -228,6 +243,14 @@ def run_task_in(folder: str, root: Path, task: Task) -> float:
     with storage_errors(Path(folder), "entering the shared folder"):
         os.chdir(folder)
     return run_task(root, task)
+
+
+def not_run(address: str, error: BaseException) -> ServerError:
+    """What to say of a cluster whose worker could not even run a unit."""
+    return ServerError(
+        f"{address}: a worker could not run a unit ({type(error).__name__}: {str(error)[:200]}). "
+        f"It needs the same stackllm as here and must see the folder {Path.cwd()}."
+    )
 
 
 def read_timings(root: Path) -> dict[str, float]:

@@ -5,11 +5,12 @@ One executor a worker, so that a worker that dies takes its one unit with it and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ class Processes:
     def submit(self, root: Path, task: Task) -> Future[float]:
         """Start a unit in an idle worker."""
         while True:
-            worker = self._idle.pop() if self._idle else _start_worker()
             try:
-                future: Future[float] = worker.submit(run_task, root, task)
+                with _without_interrupts():  # a worker is started by the first unit that it gets
+                    worker = self._idle.pop() if self._idle else _start_worker()
+                    future: Future[float] = worker.submit(run_task, root, task)
             except BrokenExecutor:  # it died while it had nothing to do
                 worker.shutdown(wait=False, kill_workers=True)
                 continue
@@ -74,6 +76,19 @@ class Processes:
         self.drop(list(self._busy))
         while self._idle:
             self._idle.pop().shutdown(wait=False, kill_workers=True)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits meanwhile, and never reaches the processes that are started meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import signal
 import socket
 import threading
 from collections.abc import Callable, Collection
@@ -10,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stackllm.engine.local import Task, WorkerDiedError, run_task_in
-from stackllm.errors import MissingInputError, ServerError
+from stackllm.engine.local import Task, WorkerDiedError, not_run, run_task_in
+from stackllm.errors import MissingInputError, ServerError, StackllmError
 
 _POLL_SECONDS = 1.0
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 10.0
 """How long the head may stay silent before it counts as gone."""
 
 
@@ -62,10 +64,14 @@ class Ray:
         )
         if address:
             self._knock(address)
+        handlers = {it: signal.getsignal(it) for it in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(log_to_driver=False, logging_level="error", **options)
         except (OSError, RuntimeError, ValueError) as error:
             raise ServerError(f"{self.address}: {_why(error)}") from error
+        finally:
+            for number, handler in handlers.items():  # ray puts one of its own in place
+                signal.signal(number, handler)
         self._remote = ray.remote(max_retries=0, num_cpus=1)(run_task_in)
 
     @property
@@ -95,9 +101,17 @@ class Ray:
         try:
             return float(self._ray.get(handle, timeout=_PATIENCE_SECONDS))
         except exceptions.RayTaskError as error:
-            raise error.cause from error
-        except (exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
+            if isinstance(error.cause, StackllmError):
+                raise error.cause from error
+            raise not_run(self.address, error.cause) from error
+        except (
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.OutOfMemoryError,
+        ) as error:
             raise WorkerDiedError from error
+        except exceptions.RayError as error:
+            raise not_run(self.address, error) from error
 
     def drop(self, handles: Collection[Any]) -> None:
         """Kill the workers of these units."""
@@ -107,8 +121,10 @@ class Ray:
 
     def close(self) -> None:
         """Drop what still runs, and leave the cluster."""
-        with contextlib.suppress(Exception):
+        try:
             self._patiently(self._ray.shutdown)
+        except Exception:
+            atexit.unregister(self._ray.shutdown)  # it would wait for the head again, for ever
 
     def _knock(self, address: str) -> None:
         """Ray looks for a head that is not there for minutes; a plain connection tells at once."""

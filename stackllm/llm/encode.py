@@ -207,9 +207,16 @@ def known_rows(root: Path, folder: str) -> dict[str, tuple[Path, int]]:
 
 
 def _take(places: list[tuple[Path, int]], name: str) -> np.ndarray:
-    """Rows out of many shards, in order."""
-    shards = {
-        shard: np.load(shard / name, mmap_mode="r", allow_pickle=False)
-        for shard in {shard for shard, _ in places}
-    }
-    return np.stack([shards[shard][place] for shard, place in places])
+    """Rows out of many shards, in order; one shard open at a time."""
+    wanted: dict[Path, list[tuple[int, int]]] = {}
+    for row, (shard, place) in enumerate(places):
+        wanted.setdefault(shard, []).append((row, place))
+    taken: np.ndarray | None = None
+    for shard, pairs in wanted.items():
+        stored = np.load(shard / name, allow_pickle=False)
+        if taken is None:
+            taken = np.empty((len(places), *stored.shape[1:]), stored.dtype)
+        rows, found = np.array(pairs).T
+        taken[rows] = stored[found]
+    assert taken is not None
+    return taken

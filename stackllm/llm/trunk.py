@@ -8,6 +8,7 @@ once a group, rows found again by their text.
 from __future__ import annotations
 
 import shutil
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from stackllm.store.units import make_unit
 VERSION = 1
 
 _BATCH_TOKENS = 2_048
+_OPEN_SHARDS = 256
 _RESERVE = 2**30
 """Bytes of the disk that are left free."""
 
@@ -84,7 +86,7 @@ class Trunk:
         spans = table.select(pl.exclude("shard")).to_numpy()
         self._spans = spans
         self.lengths = (spans[:, 1] - spans[:, 0]) + (spans[:, 3] - spans[:, 2])
-        self._shards: dict[str, np.ndarray] = {}
+        self._shards: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -96,6 +98,8 @@ class Trunk:
             self._shards[name] = np.load(
                 Path(name) / "states.npy", mmap_mode="r", allow_pickle=False
             )
+            if len(self._shards) > _OPEN_SHARDS:  # each is an open file
+                self._shards.popitem(last=False)
         shard = self._shards[name]
         a, b, c, d = self._spans[row]
         joined: np.ndarray = np.concatenate([shard[a:b], shard[c:d]])

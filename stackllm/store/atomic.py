@@ -43,6 +43,13 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
             errno.EISDIR: "Name a file, not a folder.",
         }.get(error.errno or 0, "Run the same command again once this is mended.")
         raise StorageError(f"{path}: {doing} failed: {reason}. {step}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("polars") or "os error" not in str(error):
+            raise
+        raise StorageError(  # what the system said, as polars passes it on
+            f"{path}: {doing} failed: {str(error).splitlines()[0]:.200}. "
+            "Run the same command again once this is mended."
+        ) from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -105,7 +112,9 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
-def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def replace_folder(
+    path: Path, fill: Callable[[Path], None], is_there: Callable[[], bool] = lambda: False
+) -> None:
     """Publish a folder: filled under a temporary name beside its place, then moved there.
 
     Parameters
@@ -115,6 +124,9 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
         is complete and durable.
     fill
         Gets the temporary folder and writes every file into it.
+    is_there
+        Asked when the new folder is complete: has another writer published the same meanwhile?
+        Then that one stays, and readers never find the place empty.
 
     Raises
     ------
@@ -131,6 +143,9 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
                     fsync_file(file)
             fsync_folder(temporary)
             temporary.chmod(0o777 & ~_umask())
+            if is_there():
+                shutil.rmtree(temporary, ignore_errors=True)
+                return
             _move_into_place(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -179,16 +194,16 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     """Rename a folder onto ``path``, whatever stands there and whoever else does the same."""
     for _ in range(_TRIES):
         old = temporary.with_suffix(f".{time.time_ns()}.old")
-        with contextlib.suppress(FileNotFoundError):
-            path.replace(old)
         try:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(old)
             temporary.replace(path)
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                if old.exists() and not path.exists():
-                    old.replace(path)
-                raise
-            continue  # another writer was faster
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                continue  # another writer was faster
+            if old.exists() and not path.exists():
+                old.replace(path)
+            raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
         return

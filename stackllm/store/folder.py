@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -31,29 +32,37 @@ def open_folder(root: Path, shared: bool = False) -> None:
         If a link stands in it, through which a write would go elsewhere.
     """
     with storage_errors(root, "opening"):
+        _refuse_link(root, root)
         root.mkdir(parents=True, exist_ok=True)
         for folder, folders, files in os.walk(root, onerror=_raise):
             for name in [*folders, *files]:
                 path = Path(folder, name)
-                if path.is_symlink():
-                    raise StorageError(
-                        f"{path} is a link, and results are written below {root} only. "
-                        "Put the file or folder itself there, or remove the link."
-                    )
+                _refuse_link(path, root)
                 if name.startswith(".") and path.suffix in {".tmp", ".old"}:
                     _remove(path, shared)
-            folders[:] = [name for name in folders if Path(folder, name).is_dir()]
+            folders[:] = [name for name in folders if not name.endswith((".tmp", ".old"))]
+
+
+def _refuse_link(path: Path, root: Path) -> None:
+    if path.is_symlink():
+        raise StorageError(
+            f"{path} is a link, and results are written below {root} only. "
+            "Put the file or folder itself there, or remove the link."
+        )
 
 
 def _remove(path: Path, shared: bool) -> None:
-    old = time.time() - path.stat().st_mtime > _DAY
-    if shared and not (old or is_abandoned(path)):
-        return
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    """Remove a temporary file or folder; one that its own writer removes meanwhile is gone too."""
+    with contextlib.suppress(FileNotFoundError):
+        old = time.time() - path.stat().st_mtime > _DAY
+        if shared and not (old or is_abandoned(path)):
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _raise(error: OSError) -> None:
-    raise error
+    if not isinstance(error, FileNotFoundError):  # a folder that another process has just moved
+        raise error

@@ -8,6 +8,8 @@ another key, or does not match its files does not exist for a reader; one that i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import re
 import time
@@ -23,6 +25,9 @@ from stackllm.store.digest import digest, file_digest
 MANIFEST = "manifest.json"
 REUSED = "done"
 """State of a unit that need not run."""
+
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ELOOP}
+"""Errors of the system that say that a stored file is not what was written."""
 
 _REASONS = {"code": "code changed", "params": "parameters changed", "inputs": "input changed"}
 
@@ -76,6 +81,11 @@ def make_unit(path: str, version: int, *inputs: Any, params: Any = None) -> Unit
 def state(root: Path, unit: Unit) -> str:
     """Why a unit will run or be re-used.
 
+    Raises
+    ------
+    StorageError
+        If the system does not let us look.
+
     Returns
     -------
     str
@@ -90,7 +100,12 @@ def state(root: Path, unit: Unit) -> str:
         if manifest["key"] == unit.key:
             return REUSED if _files_match(folder, manifest["files"]) else "corrupt"
         stored = manifest["parts"]
-    except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        if error.errno in _OF_THE_FILE:
+            return "corrupt"
+        with storage_errors(folder, "reading"):  # too many open files, no permission: no news of it
+            raise
+    except (StorageError, ValueError, KeyError, TypeError, AttributeError):
         return "corrupt"
     changed = (name for name in _REASONS if stored.get(name) != unit.parts.get(name))
     return _REASONS[next(changed, "inputs")]
@@ -124,7 +139,7 @@ def publish(root: Path, unit: Unit, fill: Callable[[Path], None]) -> Path:
         content = {"unit": unit.path, "key": unit.key, "parts": unit.parts, "files": files}
         (temporary / MANIFEST).write_text(_signed(content))
 
-    replace_folder(folder, fill_and_sign)
+    replace_folder(folder, fill_and_sign, lambda: state(root, unit) == REUSED)
     return folder
 
 
@@ -133,7 +148,8 @@ def quarantine(root: Path, unit: Unit) -> Path:
     target = root / "quarantine" / f"{unit.path.replace('/', '-')}-{time.time_ns()}"
     with storage_errors(target, "moving a damaged unit"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        unit.inside(root).replace(target)
+        with contextlib.suppress(FileNotFoundError):  # another process has just moved it
+            unit.inside(root).replace(target)
     return target
 
 
@@ -149,7 +165,7 @@ def open_unit(root: Path, unit: Unit) -> Path:
     if found != REUSED:
         raise StorageError(
             f"{unit.inside(root)} is {found if found == 'corrupt' else 'not there'}. "
-            "Run the same command again to make it anew."
+            "Run the command that made the run (stackllm run, stack or pseudo) to make it anew."
         )
     return unit.inside(root)
 

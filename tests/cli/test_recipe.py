@@ -155,7 +155,7 @@ def test_dry_run_lists_reasons_and_writes_nothing(tmp_path):
     done = stackllm("stack", "--backbone", "none", "--folds", "3", "--dry-run", cwd=folder)
     assert done.returncode == 0
     assert "folds: new" in done.stderr
-    assert not list((folder / "artifacts" / "run").glob("*/*"))
+    assert not (folder / "artifacts").exists()
 
 
 def test_dry_run_tells_what_has_changed(played):
@@ -166,6 +166,11 @@ def test_dry_run_tells_what_has_changed(played):
 
     assert "folds: done" in told()
     assert "stack/models/round0_fold0: done" in told()
+    before = digests(folder / "artifacts")
+    assert "all units are done" in stackllm("stack", *PLAIN, "--dry-run", cwd=folder).stdout
+    assert digests(folder / "artifacts") == before
+    listed = stackllm("stack", *PLAIN, "--dry-run", "--json", "--seed", "7", cwd=folder)
+    assert json.loads(listed.stdout)["would_run"] == {"folds": "parameters changed"}
     assert "folds: parameters changed" in told("--seed", "7")
     pl.read_csv(folder / "test.csv").head(30).write_csv(folder / "fewer.csv")
     assert "folds: input changed" in told("--test", "fewer.csv")
