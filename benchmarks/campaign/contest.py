@@ -141,7 +141,10 @@ def finished_units(folder: Path) -> set[str]:
 
 def started_units(folder: Path) -> int:
     """Units whose worker was inside them: their temporary folders."""
-    return sum(path.is_dir() for path in (folder / "artifacts" / "run").rglob(".*.tmp"))
+    try:
+        return sum(path.is_dir() for path in (folder / "artifacts").rglob(".*.tmp"))
+    except FileNotFoundError:  # one was published while we looked
+        return 0
 
 
 @dataclass

@@ -101,7 +101,7 @@ def _mutated(folder: Path, path: Path, draw: random.Random, lightgbm: Any) -> st
         path.write_text(content)
     if changed in loaded:
         return "the mutated model was loaded"
-    if done.status != 74 or "is corrupt. Run the same command again" not in done.said:
+    if done.status != 74 or "is corrupt. Run the command that made the run" not in done.said:
         return f"exit {done.status}: {done.said[-300:]}"
     return None
 

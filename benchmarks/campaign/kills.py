@@ -108,6 +108,9 @@ def _strike(stage: Stage, folder: Path, number: signal.Signals, delay: float) ->
     process = _begin(stage, folder)
     _wait_for_work(stage, folder, process)
     time.sleep(delay)
+    while stage.name != "optim" and not started_units(folder) and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay % 0.1)  # not always at the very beginning of a unit
     if process.poll() is not None:
         raise MissedError
     inside = stage.name == "optim" or started_units(folder) > 0

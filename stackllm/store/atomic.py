@@ -18,6 +18,9 @@ from pathlib import Path
 
 from stackllm.errors import StorageError
 
+_SYSTEM = re.compile("os error|transport error")
+"""What polars says when the system does not take what it writes."""
+
 _TRIES = 20
 """How often a folder is moved into its place against others that do the same."""
 
@@ -44,7 +47,7 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         }.get(error.errno or 0, "Run the same command again once this is mended.")
         raise StorageError(f"{path}: {doing} failed: {reason}. {step}") from error
     except Exception as error:
-        if not type(error).__module__.startswith("polars") or "os error" not in str(error):
+        if not type(error).__module__.startswith("polars") or not _SYSTEM.search(str(error)):
             raise
         raise StorageError(  # what the system said, as polars passes it on
             f"{path}: {doing} failed: {str(error).splitlines()[0]:.200}. "

@@ -16,6 +16,12 @@ from stackllm.errors import MissingInputError, ServerError, UsageError
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """The stack of a small contest, and what it leaves undisturbed; made once."""
+    return stages(tmp_path_factory.mktemp("contest"))["stack"]
+
+
 @pytest.mark.parametrize(("engine", "package"), [("dask", "distributed"), ("ray", "ray")])
 def test_nobody_answers_at_the_address(engine, package):
     pytest.importorskip(package)
@@ -43,21 +49,20 @@ def test_engine_and_address_go_together():
 
 
 @pytest.mark.parametrize("engine", list(CLUSTERS))
-def test_a_dead_head_is_told_in_time(tmp_path, engine):
+def test_a_dead_head_is_told_in_time(stage, engine):
     pytest.importorskip({"dask": "distributed"}.get(engine, engine))
-    passes(engines.head_killed(stages(tmp_path)["stack"], engine, random.Random(0)))
+    passes(engines.head_killed(stage, engine, random.Random(0)))
 
 
 @pytest.mark.parametrize("engine", list(CLUSTERS))
-def test_a_run_on_a_cluster_leaves_the_same_bytes(tmp_path, engine):
+def test_a_run_on_a_cluster_leaves_the_same_bytes(stage, tmp_path, engine):
     pytest.importorskip({"dask": "distributed"}.get(engine, engine))
-    tmp_path.joinpath("cluster").mkdir()
-    with CLUSTERS[engine](tmp_path / "cluster") as cluster:
-        passes(engines.same(stages(tmp_path)["stack"], cluster))
+    with CLUSTERS[engine](tmp_path) as cluster:
+        passes(engines.same(stage, cluster))
 
 
-def test_a_worker_killed_at_work_changes_no_byte(tmp_path):
-    passes(engines.worker_killed(stages(tmp_path)["stack"], None, random.Random(0)))
+def test_a_worker_killed_at_work_changes_no_byte(stage):
+    passes(engines.worker_killed(stage, None, random.Random(0)))
 
 
 def passes(case):

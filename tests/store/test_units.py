@@ -142,7 +142,7 @@ def test_every_flipped_bit_and_truncation_is_found(tmp_path_factory, data):
         content = content[:place]
     file.write_bytes(content)
     assert state(root, UNIT) == "corrupt"
-    with pytest.raises(StorageError, match="Run the same command again"):
+    with pytest.raises(StorageError, match="Run the command that made the run"):
         open_unit(root, UNIT)
 
 
