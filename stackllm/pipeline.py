@@ -26,6 +26,7 @@ def stage_one(study: Study, fits: list[Fit]) -> tuple[dict[str, CrossFit], dict[
         study.keys,
         settings.run.seed,
         study.engine,
+        study.cache_trunk,
     )
     for params in settings.external:
         train_ids, test_ids = (tuple(frame["row_id"]) for frame in (table.train, table.test))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stackllm.data.predictions import log_blend
+from stackllm.data.predictions import log_blend, log_probabilities, softmax
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import MissingInputError, UsageError
 from stackllm.llm.encode import EncoderParams
@@ -23,7 +23,7 @@ from stackllm.members.build import build_inputs
 from stackllm.members.crossfit import CrossFit, Fit
 from stackllm.members.inputs import Inputs, load_inputs
 from stackllm.members.registry import KINDS, Member
-from stackllm.members.stage import places_of
+from stackllm.members.stage import full_places, gather_full, gather_places, places_of
 from stackllm.recipes.loader import find_recipes
 from stackllm.settings import build
 from stackllm.stack.features import stack_features
@@ -52,6 +52,7 @@ def store_model(study: Study, played: Round) -> None:
     without = () if settings.encoder else ("encoder",)
     recipes = find_recipes(settings.recipes, without, settings.rater.ask)
     places = _places(study, played.fits)
+    full = _full_places(study)
     content = {
         "classes": list(table.classes),
         "id_name": table.id_name,
@@ -69,12 +70,15 @@ def store_model(study: Study, played: Round) -> None:
         ],
         "external": [params.name for params in settings.external],
         "places": places,
+        "full": full,
         "temperatures": {
             name: found.temperatures.tolist() for name, found in played.posteriors.items()
         },
         "blend": {"names": list(played.blend.names), "weights": played.blend.weights.tolist()},
         "units": {
-            path: stored_key(study.engine.root / path) for own in places.values() for _, path in own
+            path: stored_key(study.engine.root / path)
+            for own in [*places.values(), *full.values()]
+            for _, path in own
         },
     }
 
@@ -84,6 +88,57 @@ def store_model(study: Study, played: Round) -> None:
             shutil.copyfile(recipe.path, folder / recipe.path.name)
 
     study.engine.ensure("model", [Task(make_unit(_UNIT, VERSION, content), fill, here=True)])
+
+
+def submitted_blend(study: Study, played: Round) -> CrossFit:
+    """A round's blend as it is submitted: with refitted members' models on all training rows.
+
+    Only here do those predict. Pseudo-labels, the stack and every score are made of
+    ``played.blend`` itself, whose models of a fold never saw that fold's labels.
+    """
+    blend = played.blend.predictions
+    test = blend.test
+    for member in study.settings.members:
+        full = gather_full(member, study.design, study.engine.root)
+        if full is not None:
+            places = places_of(member, played.fits, study.design)
+            folds = gather_places(places, study.design, study.engine.root)
+            weights = played.blend.weights[:, played.blend.names.index(member.name)]
+            test = exchange(test, weights, folds.test, full)
+    return CrossFit(blend.oof, test)
+
+
+def submitted(study: Study, played: Round) -> np.ndarray:
+    """Posteriors of the test rows that are submitted, ``(n_test, n_classes)``."""
+    if not any(member.refitted for member in study.settings.members):
+        return played.final.test_mean()
+    found = fold_posteriors(
+        submitted_blend(study, played).test,
+        study.design.test_groups,
+        study.settings.data.quota,
+        played.posteriors["blend"].temperatures,
+    )
+    mean: np.ndarray = found.mean(axis=0)
+    return mean
+
+
+def exchange(
+    blended: np.ndarray, weights: np.ndarray, old: np.ndarray, new: np.ndarray
+) -> np.ndarray:
+    """Log blends with another model's predictions in one model's place.
+
+    Parameters
+    ----------
+    blended
+        Blends ``(n_folds, n_rows, n_classes)`` of :func:`~stackllm.data.predictions.log_blend`,
+        whose floor under every model's probabilities keeps them above 0.
+    weights
+        That model's weight in each, ``(n_folds,)``.
+    old, new
+        Its predictions, as ``blended`` or the same for all folds, and those in their place.
+    """
+    change = log_probabilities(new) - log_probabilities(old)
+    return softmax(np.log(blended) + weights[:, None, None] * change)
 
 
 def predict_new(
@@ -157,6 +212,10 @@ def predict_new(
         name: CrossFit(np.empty((0, test.shape[2])), test) for name, test in members.items()
     }
     models = {**members, "stack": _stack(root, model, crossfits, posteriors, inputs)}
+    for member in stored:
+        if member.name in model.get("full", {}):  # it stands for the models of every fold
+            own = _member(root, model, member, inputs, "full")
+            models[member.name] = np.broadcast_to(own, models[member.name].shape)
     blended = np.stack(
         [
             log_blend(
@@ -194,10 +253,22 @@ def _places(study: Study, fits: Sequence[Fit]) -> dict[str, list[tuple[int, str]
     return {**places, _STACK: [(fit.fold, f"stack/models/{fit.name}") for fit in fits]}
 
 
-def _member(root: Path, model: dict[str, Any], member: Member, inputs: Inputs) -> np.ndarray:
-    """Predictions of each fold's models, ``(n_folds, n_rows, n_classes)``."""
+def _full_places(study: Study) -> dict[str, list[tuple[int, str]]]:
+    """Unit of each model on all training rows, of each member that has them."""
+    return {
+        member.name: [(p.fit.fold, p.path) for p in full_places(member, study.design)]
+        for member in study.settings.members
+        if member.refitted
+    }
+
+
+def _member(
+    root: Path, model: dict[str, Any], member: Member, inputs: Inputs, which: str = "places"
+) -> np.ndarray:
+    """Predictions of each fold's models, ``(n_folds, n_rows, n_classes)``; with ``"full"`` of all folds' at once."""
     rows, kind = np.arange(len(inputs.groups)), KINDS[member.kind]
-    return _by_fold(root, model, member.name, lambda folder, _: kind.predict(inputs, rows, folder))
+    places = model[which][member.name]
+    return _by_fold(root, model, places, lambda folder, _: kind.predict(inputs, rows, folder))
 
 
 def _stack(
@@ -210,7 +281,7 @@ def _stack(
     return _by_fold(
         root,
         model,
-        _STACK,
+        model["places"][_STACK],
         lambda folder, fold: predict_boosting(
             stack_features(fold, members, posteriors, inputs.blocks, inputs.names, inputs.groups),
             folder,
@@ -218,9 +289,11 @@ def _stack(
     )
 
 
-def _by_fold(root: Path, model: dict[str, Any], name: str, predict: Any) -> np.ndarray:
+def _by_fold(
+    root: Path, model: dict[str, Any], places: list[tuple[int, str]], predict: Any
+) -> np.ndarray:
     found: dict[int, list[np.ndarray]] = {}
-    for fold, path in model["places"][name]:
+    for fold, path in places:
         folder = open_unit(root, Unit(path, model["units"][path]))
         found.setdefault(fold, []).append(predict(folder, fold))
     return np.stack([np.mean(found[fold], axis=0) for fold in sorted(found)])

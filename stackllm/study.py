@@ -11,13 +11,18 @@ import polars as pl
 from stackllm.data.folds import assign_folds, check_folds
 from stackllm.data.table import Table, read_training
 from stackllm.engine.local import Engine, Task
-from stackllm.members.build import Keys, build_inputs
+from stackllm.llm.trunk import TrunkParams
+from stackllm.members.build import Keys, build_inputs, index_trunk
 from stackllm.members.crossfit import Design
+from stackllm.members.registry import check_tables
 from stackllm.settings import Settings
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 
 VERSION = 1
+
+_INPUTS = "table"
+"""What the unit of the table's matrices is called."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Study:
         Folder of the label-free matrices, training rows first.
     keys
         Digests of what members read there.
-    engine
-        Runs units below the run's folder.
+    cache, engine
+        Run units below the folder that runs share and below the run's.
     """
 
     settings: Settings
@@ -45,7 +50,12 @@ class Study:
     design: Design
     inputs: Path
     keys: Keys
+    cache: Engine
     engine: Engine
+
+    def cache_trunk(self, params: TrunkParams) -> None:
+        """Cache what decoders train from; not before one has to train, for it is dear and large."""
+        index_trunk(_INPUTS, self.table.rows(), params, self.cache, self.engine)
 
 
 def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
@@ -56,17 +66,17 @@ def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
     MissingInputError, DataError, UsageError, StorageError
         With a sentence for the user.
     """
+    check_tables(settings.members, [params.name for params in settings.external])
     table = read_training(settings.data)
     for note in table.notes:
         engine.reporter.say(note)
     rows = table.rows()
     design = _design(table, settings, engine)
-    trunks = [member.trunk for member in settings.members if member.trunk]
     inputs, keys = build_inputs(
-        "table", rows, settings.encoder, settings.recipes, cache, engine,
-        trunks=trunks, rater=settings.rater, server=settings.server,
+        _INPUTS, rows, settings.encoder, settings.recipes, cache, engine,
+        rater=settings.rater, server=settings.server,
     )  # fmt: skip
-    return Study(settings, table, design, inputs, keys, engine)
+    return Study(settings, table, design, inputs, keys, cache, engine)
 
 
 def _design(table: Table, settings: Settings, engine: Engine) -> Design:

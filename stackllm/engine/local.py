@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from stackllm.engine.progress import Reporter
+from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
 from stackllm.store.atomic import storage_errors
 from stackllm.store.units import REUSED, Unit, publish, quarantine, state
@@ -167,7 +167,8 @@ class Engine:
         if missing:
             known = read_timings(self.root)  # the slowest first, as far as that is known
             missing.sort(key=lambda task: -known.get(task.unit.path, 0.0))
-            with self.reporter.bar(label, len(missing)) as advance:
+            notes = [notes_path(self.root, task.unit.path) for task in missing]
+            with self.reporter.bar(label, len(missing), notes) as advance:
                 for task, seconds in self._results(label, missing, n_jobs or self.n_jobs):
                     self._log_time(task, seconds)
                     advance()
@@ -226,9 +227,13 @@ def run_task(root: Path, task: Task) -> float:
     """Compute and publish a unit on one thread; gives the seconds it took."""
     from threadpoolctl import threadpool_limits
 
+    def fill(folder: Path) -> None:
+        with taking_notes(notes_path(root, task.unit.path)):  # gone before the unit is there
+            task.function(folder, *task.args)
+
     started = time.perf_counter()
     with threadpool_limits(1):
-        publish(root, task.unit, lambda folder: task.function(folder, *task.args))
+        publish(root, task.unit, fill)
     return time.perf_counter() - started
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stackllm.engine.progress import note
 from stackllm.errors import StackllmError, UsageError
 from stackllm.llm.classifier import HEAD, Batch, logits
 
@@ -107,7 +109,8 @@ def train(
     seed
         Of order and dropout.
     history
-        Where each step's loss is written, a JSON object a line.
+        Where each step's loss is written, a JSON object a line. Those who watch the unit get the
+        same with its speed.
     validate
         Gives the loss that ``params.patience`` watches, after each epoch. None: no early stopping.
 
@@ -213,7 +216,7 @@ def read(
 
 
 def _history(path: Path, batch_size: int) -> Any:
-    """A callback that writes every step's loss as it comes; no times, so that files are the same again."""
+    """A callback that writes every step's loss as it comes, and tells those who watch how fast it goes."""
     from transformers import TrainerCallback
 
     path.write_text("")
@@ -221,15 +224,28 @@ def _history(path: Path, batch_size: int) -> Any:
     class History(TrainerCallback):  # type: ignore[misc]
         """One JSON object a line."""
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.started = time.perf_counter()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" not in (logs or {}):
                 return
-            entry = {"step": state.global_step, "of": state.max_steps, "batch_size": batch_size}
-            entry |= logs
-            with path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            step, of = state.global_step, state.max_steps
+            seconds = time.perf_counter() - self.started
+            speed = {
+                "tokens_per_second": round(state.num_input_tokens_seen / seconds, 1),
+                "seconds_left": round(seconds / step * (of - step), 1),
+            }
+            _record(path, {"step": step, "of": of, "batch_size": batch_size, **logs}, **speed)
 
     return History()
+
+
+def _record(path: Path, entry: dict[str, Any], **speed: float) -> None:
+    """Write a line of the history; its speed goes to those who watch only, so that files are the same again."""
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    note({**entry, **speed})
 
 
 def _early_stopping(model: Any, validate: Callable[[], float], patience: int, history: Path) -> Any:
@@ -247,8 +263,7 @@ def _early_stopping(model: Any, validate: Callable[[], float], patience: int, hi
             model.eval()
             self.losses.append(validate())
             model.train()
-            with history.open("a") as file:
-                file.write(json.dumps({"epoch": state.epoch, "held_loss": self.losses[-1]}) + "\n")
+            _record(history, {"epoch": state.epoch, "held_loss": self.losses[-1]})
             if self.losses[-1] <= min(self.losses):
                 self.best = {name: p.detach().clone() for name, p in _trained(model).items()}
             at = self.losses.index(min(self.losses))
@@ -300,6 +315,7 @@ def _trainer(
         ) -> Any:
             scores, labels = model(inputs["batch"]), inputs["labels"]
             losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
+            self.state.num_input_tokens_seen += int(inputs["batch"].mask.sum())
             # the step's entries, not the pass's: each row counts alike however a step is cut
             entries = labels.numel() if num_items_in_batch is None else num_items_in_batch
             loss = (losses * inputs["weight"]).sum() * labels.shape[1] / entries

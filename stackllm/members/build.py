@@ -63,7 +63,7 @@ def build_inputs(
     engine
         Engine over the run's folder.
     trunks
-        What decoders want cached.
+        What decoders that are to predict want cached.
     rater, server
         Whom to ask what. None takes the defaults: nothing is asked unless a further recipe asks.
 
@@ -74,11 +74,12 @@ def build_inputs(
     """
     rater, server = rater or RaterParams(), server or ServerParams()
     found = find_recipes(recipes, () if encoder else (ENCODER_BLOCK,), rater.ask)
+    # Asked first, for a dry run ends at the first stage that would run, and these may cost money.
+    asked = ask([recipe.path for recipe in found if recipe.is_asked], rows, rater, server, cache)
     if encoder:
         embedding, likelihood, identity = encode(rows, encoder, cache)
     else:
         embedding, likelihood, identity = np.zeros((rows.height, 0), np.float32), pl.DataFrame(), ""
-    asked = ask([recipe.path for recipe in found if recipe.is_asked], rows, rater, server, cache)
     answers = [(block, digest(columns)) for block, columns in sorted(asked.items())]
     unit = make_unit(
         f"inputs/{name}", VERSION, digest(rows), identity, recipes_digest(found), *answers
@@ -94,14 +95,22 @@ def build_inputs(
 
     folder = engine.ensure("inputs", [Task(unit, fill, here=True)])[0]
     for params in trunks:
-        _index_trunk(name, rows, params, cache, engine)
+        index_trunk(name, rows, params, cache, engine)
     return folder, {"inputs": unit.key, "texts": digest(rows)}
 
 
-def _index_trunk(
+def index_trunk(
     name: str, rows: pl.DataFrame, params: TrunkParams, cache: Engine, engine: Engine
 ) -> None:
-    """Cache a trunk's output of every row and write down where each stands."""
+    """Cache a trunk's output of every row and write down where each stands.
+
+    Parameters
+    ----------
+    name, rows, cache, engine
+        As for :func:`build_inputs`, which has made those inputs.
+    params
+        Which trunk.
+    """
     table = cache_trunk(rows, params, cache)
     path = trunk_folder(f"inputs/{name}", params)
     shards = [Path(shard).name for shard in table["shard"]]  # wherever the cache stands

@@ -133,6 +133,14 @@ class Design:
             for fold in range(self.n_folds)
         ]
 
+    def full_fit(self) -> Fit:
+        """A model on all true labels, for test rows only: of a fold that no row is in.
+
+        It saw every fold's labels, so nothing that it predicts may become a pseudo-label.
+        """
+        test = self.n_train + np.arange(len(self.parts))
+        return Fit(0, self.n_folds, None, self.true_targets(self.n_folds), test)
+
     def next_fits(self, number: int, pseudo: Callable[[int, int], Targets]) -> list[Fit]:
         """The models of round ``number``.
 

@@ -68,6 +68,9 @@ class DecoderParams:
         A model for each; their probabilities are averaged.
     every_round
         Train anew in every round of pseudo-labels; else later rounds go on with the first's models.
+    refit
+        ``"full"``: also a model a seed on all training rows. It takes the place of the folds' models
+        in what is submitted, and in nothing that is scored or learnt from.
     warm_head
         Start from the head that suits the backbone as it is, instead of a random one.
     prompt, lora, training
@@ -79,6 +82,7 @@ class DecoderParams:
     trainable_layers: int | Literal["all"] = 4
     seeds: tuple[int, ...] = (0,)
     every_round: bool = False
+    refit: Literal["folds", "full"] = "folds"
     warm_head: bool = True
     prompt: PromptParams = field(default_factory=PromptParams)
     lora: LoraParams = field(default_factory=LoraParams)
@@ -90,6 +94,13 @@ class DecoderParams:
             raise UsageError(f'trainable_layers must be 1 or more, or "all", not {layers!r}.')
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UsageError(f"seeds must be different whole numbers, not {list(self.seeds)}.")
+        if self.refit not in ("folds", "full"):
+            raise UsageError(f'refit must be "folds" or "full", not {self.refit!r}.')
+        if self.refit == "full" and self.every_round:
+            raise UsageError(
+                'refit = "full" trains on true labels only, so it does not go with every_round = true. '
+                "Leave one of them out."
+            )
 
     @property
     def chosen_precision(self) -> str:
@@ -102,7 +113,12 @@ class DecoderParams:
         precision = cast(Precision, self.chosen_precision)
         training = dataclasses.replace(self.training, report_to=())  # it changes no number
         return dataclasses.replace(
-            self, precision=precision, seeds=(0,), every_round=False, training=training
+            self,
+            precision=precision,
+            seeds=(0,),
+            every_round=False,
+            refit="folds",
+            training=training,
         )
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from stackllm.errors import UsageError
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members import decoder, features, frozen, lexical
 from stackllm.members.boosting import BoostingParams
@@ -97,10 +98,45 @@ class Member:
         return bool(getattr(self.params, "every_round", True))
 
     @property
+    def refitted(self) -> bool:
+        """Is there also a model on all training rows, for the test?"""
+        return bool(getattr(self.params, "refit", "folds") == "full")
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of its tables of predictions: its own, a seed's each, the full models'."""
+        singles = [f"{self.name}_seed{seed}" for seed in self.seeds if len(self.seeds) > 1]
+        return (self.name, *singles, *([f"{self.name}_full"] if self.refitted else []))
+
+    @property
     def trunk(self) -> TrunkParams | None:
         """What is to be cached for it, if anything."""
         trunk: TrunkParams | None = getattr(self.params, "trunk", None)
         return trunk
+
+
+def check_tables(members: Sequence[Member], others: Sequence[str]) -> None:
+    """Refuse members whose tables of predictions would overwrite each other.
+
+    Parameters
+    ----------
+    members
+        The members.
+    others
+        Names of tables that are not theirs.
+
+    Raises
+    ------
+    UsageError
+        With the name that two tables would have.
+    """
+    names = [*others, *(name for member in members for name in member.tables)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f'"{twice[0]}" is the name of a member and of what one of another\'s models predicts. '
+            "Call the member otherwise."
+        )
 
 
 DEFAULT_MEMBERS = (

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stackllm.engine.local import Engine, Task
+from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError
 from stackllm.llm.encode import workers
+from stackllm.llm.training import TrainingError
+from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import Keys
 from stackllm.members.crossfit import CrossFit, Design, Fit
 from stackllm.members.inputs import load_inputs
 from stackllm.members.registry import KINDS, Member
 from stackllm.store.digest import digest
-from stackllm.store.units import make_unit
+from stackllm.store.units import REUSED, make_unit, state
 
 
 def cross_fit_members(
@@ -27,6 +30,7 @@ def cross_fit_members(
     keys: Keys,
     seed: int,
     engine: Engine,
+    cache_trunk: Callable[[TrunkParams], None],
 ) -> dict[str, CrossFit]:
     """Fit every member at every place of a cross-fit and put its predictions together.
 
@@ -46,36 +50,47 @@ def cross_fit_members(
         Seed of every model.
     engine
         Runs the units.
+    cache_trunk
+        Called before models that train from a cached trunk are fitted, and only then.
 
     Returns
     -------
     dict
-        Predictions of each member by name.
+        Predictions of each member by name, averaged over its seeds.
     """
-    places = {member.name: places_of(member, fits, design) for member in members}
-    found = {}
     for of_gpu in (True, False):  # the slowest first
-        own = [member for member in members if KINDS[member.kind].of_gpu == of_gpu]
-        tasks = [
-            Task(
-                make_unit(
-                    place.path,
-                    KINDS[member.kind].version,
-                    keys[KINDS[member.kind].reads], fit_key(place.fit), member.weights,
-                    params=(member.kind, member.of_one_model, seed + place.seed),
-                ),
-                fit_member,
-                (member, place.fit, inputs, seed + place.seed),
-            )
-            for member in own
-            for place in places[member.name]
-        ]  # fmt: skip
+        tasks = []
+        for member in members:
+            if KINDS[member.kind].of_gpu == of_gpu:
+                own = _tasks(member, fits, design, inputs, keys, seed)
+                if member.trunk and any(state(engine.root, it.unit) != REUSED for it in own):
+                    cache_trunk(member.trunk)
+                tasks += own
         label = f"{'decoders' if of_gpu else 'members'}, round {fits[0].round}"
-        folders = iter(engine.ensure(label, tasks, workers() if own and of_gpu else None))
-        for member in own:
-            fitted = [place.fit for place in places[member.name]]
-            found[member.name] = gather(design, fitted, [next(folders) for _ in fitted])
-    return {member.name: found[member.name] for member in members}
+        engine.ensure(label, tasks, workers() if of_gpu and tasks else None)
+    return {
+        member.name: gather_places(places_of(member, fits, design), design, engine.root)
+        for member in members
+    }
+
+
+def _tasks(
+    member: Member, fits: Sequence[Fit], design: Design, inputs: Path, keys: Keys, seed: int
+) -> list[Task]:
+    kind = KINDS[member.kind]
+    return [
+        Task(
+            make_unit(
+                place.path,
+                kind.version,
+                keys[kind.reads], fit_key(place.fit), member.weights,
+                params=(member.kind, member.of_one_model, seed + place.seed),
+            ),
+            fit_member,
+            (member, place, inputs, seed + place.seed),
+        )
+        for place in [*places_of(member, fits, design), *full_places(member, design)]
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,16 +128,34 @@ def places_of(member: Member, fits: Sequence[Fit], design: Design) -> list[Place
     ]
 
 
-def fit_member(folder: Path, member: Member, fit: Fit, inputs_folder: Path, seed: int) -> None:
-    """Fit one model, and write it and its predictions into ``folder``."""
+def full_places(member: Member, design: Design) -> list[Place]:
+    """Models on all training rows, one a seed, of a member that is refitted for the test."""
+    return [
+        Place(design.full_fit(), seed, f"members/{member.name}/round0_full_seed{seed}")
+        for seed in member.seeds
+        if member.refitted
+    ]
+
+
+def fit_member(folder: Path, member: Member, place: Place, inputs_folder: Path, seed: int) -> None:
+    """Fit one model, and write it and its predictions into ``folder``.
+
+    Raises
+    ------
+    TrainingError, DataError
+        If losses, weights or predictions are no numbers; it names the unit.
+    """
     kind = KINDS[member.kind]
     inputs = load_inputs(inputs_folder)
-    kind.fit(inputs, fit.targets, member.params, seed, folder)
-    predictions = kind.predict(inputs, fit.predict, folder)
+    try:
+        kind.fit(inputs, place.fit.targets, member.params, seed, folder)
+    except TrainingError as error:
+        notes = notes_of_this_unit()
+        kept = f" Its steps until then are in {notes}." if notes else ""
+        raise TrainingError(f"{place.path}: {error}{kept}") from error
+    predictions = kind.predict(inputs, place.fit.predict, folder)
     if not np.isfinite(predictions).all():
-        raise DataError(
-            f'member "{member.name}", {fit.name}: its predictions are no numbers. Change its settings.'
-        )
+        raise DataError(f"{place.path}: its predictions are no numbers. Change its settings.")
     np.save(folder / "predictions.npy", predictions)
 
 
@@ -141,6 +174,21 @@ def fit_key(fit: Fit) -> str:
 
 def gather(design: Design, fits: Sequence[Fit], folders: Sequence[Path]) -> CrossFit:
     """Read the predictions of a cross-fit's units."""
-    return design.gather(
-        fits, [np.load(folder / "predictions.npy", allow_pickle=False) for folder in folders]
-    )
+    return design.gather(fits, [_read(folder) for folder in folders])
+
+
+def gather_places(places: Sequence[Place], design: Design, root: Path) -> CrossFit:
+    """Read what the models at these places predict; several of one fold are averaged."""
+    folders = [root / place.path for place in places]
+    return gather(design, [place.fit for place in places], folders)
+
+
+def gather_full(member: Member, design: Design, root: Path) -> np.ndarray | None:
+    """Test rows by the models on all training rows, ``(n_test, n_classes)``; None without any."""
+    found = [_read(root / place.path) for place in full_places(member, design)]
+    return np.mean(found, axis=0) if found else None
+
+
+def _read(folder: Path) -> np.ndarray:
+    predictions: np.ndarray = np.load(folder / "predictions.npy", allow_pickle=False)
+    return predictions

@@ -20,8 +20,12 @@ from stackllm.data.spreadsheet import spreadsheet_safe
 from stackllm.data.submission import match_classes
 from stackllm.data.table import Table
 from stackllm.errors import DataError
-from stackllm.predict import store_model
+from stackllm.members.crossfit import CrossFit
+from stackllm.members.registry import Member
+from stackllm.members.stage import gather_full, gather_places, places_of
+from stackllm.predict import store_model, submitted, submitted_blend
 from stackllm.pseudo import audit
+from stackllm.stack.posteriors import cross_calibrate
 from stackllm.stack.round import Round
 from stackllm.store.atomic import write_file, write_text
 from stackllm.store.digest import file_digest
@@ -52,8 +56,8 @@ def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) ->
     """Publish everything that a run hands out, below the run's folder.
 
     ``oof.parquet`` and ``test.parquet`` hold the final posteriors of the best round,
-    ``predictions/`` the calibrated row probabilities of every model and round, ``pseudo_labels.parquet`` the
-    audit table, ``submission_raw.csv`` round 0 before stage three, ``leaderboard.csv`` the scores, ``run.json`` how it was made.
+    ``predictions/`` the calibrated row probabilities of every model and round, and of single seeds
+    and refitted models where members have them, ``pseudo_labels.parquet`` the audit table, ``submission_raw.csv`` round 0 before stage three, ``leaderboard.csv`` the scores, ``run.json`` how it was made.
 
     Returns
     -------
@@ -67,11 +71,13 @@ def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) ->
             folder = root / "predictions" / f"round{played.number}"
             _write(folder / f"{name}_oof.parquet", table.train, table, found.rows.oof)
             _write(folder / f"{name}_test.parquet", table.test, table, found.rows.test_mean())
-        write_submission(
-            root / f"submission_round{played.number}.csv", study, played.final.test_mean()
-        )
+        final = submitted(study, played)
+        write_submission(root / f"submission_round{played.number}.csv", study, final)
+    for member in study.settings.members:
+        _write_parts(study, member, root / "predictions" / "round0")
+    final = submitted(study, best)
     _write(root / "oof.parquet", table.train, table, best.final.oof)
-    _write(root / "test.parquet", table.test, table, best.final.test_mean())
+    _write(root / "test.parquet", table.test, table, final)
     if len(rounds) > 1:
         labels = pl.concat(
             audit(
@@ -84,11 +90,33 @@ def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) ->
     write_file(root / "leaderboard.csv", scores.write_csv)
     write_text(root / "run.json", json.dumps(_record(study, rounds), indent=1, sort_keys=True))
     store_model(study, best)
-    raw = rounds[0].posteriors["blend"].rows.test_mean()
+    raw = cross_calibrate(submitted_blend(study, rounds[0]), study.design).test_mean()
     write_submission(root / "submission_raw.csv", study, raw)
     submission = root / "submission.csv"
-    write_submission(submission, study, best.final.test_mean())
+    write_submission(submission, study, final)
     return submission
+
+
+def _write_parts(study: Study, member: Member, folder: Path) -> None:
+    """Publish what a member's single seeds predict in round 0, and its models on all training rows.
+
+    Each is calibrated like the member itself: on its own out-of-fold rows, and the models on all
+    rows, which have none, on the member's.
+    """
+    design, root, table = study.design, study.engine.root, study.table
+    places = places_of(member, design.first_fits(), design)
+    if len(member.seeds) > 1:
+        for seed in member.seeds:
+            own = [place for place in places if place.seed == seed]
+            rows = cross_calibrate(gather_places(own, design, root), design)
+            name = f"{member.name}_seed{seed}"
+            _write(folder / f"{name}_oof.parquet", table.train, table, rows.oof)
+            _write(folder / f"{name}_test.parquet", table.test, table, rows.test_mean())
+    full = gather_full(member, design, root)
+    if full is not None:
+        whole = gather_places(places, design, root)
+        rows = cross_calibrate(CrossFit(whole.oof, np.broadcast_to(full, whole.test.shape)), design)
+        _write(folder / f"{member.name}_full_test.parquet", table.test, table, rows.test_mean())
 
 
 def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> None:
