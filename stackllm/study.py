@@ -11,10 +11,12 @@ import polars as pl
 from stackllm.data.folds import assign_folds, check_folds
 from stackllm.data.table import Table, read_training
 from stackllm.engine.local import Engine, Task
+from stackllm.llm.ask import ask
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import Keys, build_inputs, index_trunk
 from stackllm.members.crossfit import Design
 from stackllm.members.registry import check_tables
+from stackllm.recipes.loader import find_recipes
 from stackllm.settings import Settings
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
@@ -71,6 +73,10 @@ def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
     for note in table.notes:
         engine.reporter.say(note)
     rows = table.rows()
+    if engine.dry_run and settings.rater.ask:  # what may cost money is counted before all else
+        recipes = find_recipes(settings.recipes, (), settings.rater.ask)
+        asked = [recipe.path for recipe in recipes if recipe.is_asked]
+        ask(asked, rows, settings.rater, settings.server, cache)
     design = _design(table, settings, engine)
     inputs, keys = build_inputs(
         _INPUTS, rows, settings.encoder, settings.recipes, cache, engine,

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,11 +26,20 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(content)
         prompt = body["messages"][0]["content"]
         with self.server.lock:
+            self.server.times.append(time.monotonic())
+            if self.path != "/v1/chat/completions":
+                self.server.strays.append(self.path)
             self.server.bodies.append(body)
             self.server.headers.append(dict(self.headers))
             self.server.counts[prompt] = self.server.counts.get(prompt, 0) + 1
             number = self.server.counts[prompt]
         self.server.behave(self, body, number)
+
+    def do_GET(self):
+        """A redirect that was followed ends here."""
+        with self.server.lock:
+            self.server.strays.append(self.path)
+        self.send("", 404)
 
     def send(self, content: bytes | dict | str, status: int = 200, **headers: str) -> None:
         """A whole response; underscores in header names become dashes."""
@@ -80,7 +90,9 @@ class ChatServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
         self.counts: dict[str, int] = {}
+        self.strays: list[str] = []
 
     @property
     def url(self) -> str:

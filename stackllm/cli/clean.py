@@ -17,8 +17,9 @@ import click
 def clean(names: tuple[str, ...], artifacts: Path, as_json: bool) -> None:
     """Remove runs or parts of the cache, by the names that "stackllm runs --sizes" lists.
 
-    Everything in the cache can be made again; "quarantine" stands for the damaged units that were
-    moved aside in all runs.
+    All that it removes from the cache can be made again. The answers of a server can't, for they
+    may have been paid for: cache/answers.sqlite has no name here and stays. "quarantine" stands for
+    the damaged units that were moved aside in all runs.
 
     \b
     Examples:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from stackllm.engine.local import Engine
-from stackllm.llm.rater import RaterParams, rate
+from stackllm.engine.local import Engine, PendingError
+from stackllm.llm.rater import RaterParams, count_missing, rate
 from stackllm.llm.server import ask_server
 from stackllm.llm.transport import ServerParams
-from stackllm.recipes.asked import list_cases, make_columns, read_asked
+from stackllm.recipes.asked import Asked, Case, list_cases, make_columns, read_asked
 
 JOURNAL = "answers.sqlite"
 """Name of the journal of server answers in the folder that runs share."""
@@ -56,22 +56,16 @@ def ask(
     listed = [list_cases(asked, rows) for asked in recipes]
     if not recipes:
         return {}
-    if rater.url:
-        answers, failures = ask_server(
-            list(zip(recipes, (cases for cases, _ in listed), strict=True)),
-            rater,
-            server,
-            cache.root / JOURNAL,
-            cache.reporter,
-            cache.dry_run,
-        )
-    else:
-        failures = [Counter[str]() for _ in recipes]
-        answers = []
-        for asked, (cases, _) in zip(recipes, listed, strict=True):
-            answers.append(rate(asked, cases, rater, cache))
-            missing = int(np.isnan(answers[-1]).any(axis=1).sum())
-            failures[len(answers) - 1].update({"no number": missing} if missing else {})
+    todo = list(zip(recipes, (cases for cases, _ in listed), strict=True))
+    try:
+        if rater.url:
+            answers, failures = ask_server(
+                todo, rater, server, cache.root / JOURNAL, cache.reporter, cache.dry_run
+            )
+        else:
+            answers, failures = _ask_here(todo, rater, cache)
+    except PendingError as error:
+        raise PendingError(f"{rows.height:,} rows; {error}", error.units) from None
     for asked, (cases, _), why in zip(recipes, listed, failures, strict=True):
         if why:
             reasons = ", ".join(f"{count} {name}" for name, count in sorted(why.items()))
@@ -83,3 +77,22 @@ def ask(
         asked.block: make_columns(asked, places, probabilities, rows.height)
         for asked, (_, places), probabilities in zip(recipes, listed, answers, strict=True)
     }
+
+
+def _ask_here(
+    todo: list[tuple[Asked, list[Case]]], rater: RaterParams, cache: Engine
+) -> tuple[list[np.ndarray], list[Counter[str]]]:
+    """Answers of the LLM on this machine; see :func:`~stackllm.llm.server.ask_server`."""
+    if cache.dry_run:  # all recipes at once, where each would stop at its own units
+        counts = [count_missing(asked, cases, rater, cache.root) for asked, cases in todo]
+        if any(missing for missing, _ in counts):
+            units = {
+                asked.block: f"{missing} of {len(cases)} prompts to ask"
+                for (asked, cases), (missing, _) in zip(todo, counts, strict=True)
+            }
+            told = ", ".join(f"{block}: {said}" for block, said in units.items())
+            tokens = sum(tokens for _, tokens in counts)
+            raise PendingError(f"{told}, about {tokens:,} tokens for {rater.backbone}.", units)
+    answers = [rate(asked, cases, rater, cache) for asked, cases in todo]
+    missing = [int(np.isnan(own).any(axis=1).sum()) for own in answers]
+    return answers, [Counter({"no number": count} if count else {}) for count in missing]

@@ -7,6 +7,7 @@ decides their numbers: weights, precision, wording, allowed answers, lengths.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import UsageError
 from stackllm.llm import asking
-from stackllm.llm.asking import Piece, compose
+from stackllm.llm.asking import CUT, Piece, compose, compose_text
 from stackllm.llm.backbone import (
     EMBEDDED,
     Dtype,
@@ -27,7 +28,6 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.encode import known_rows, workers
-from stackllm.llm.prompts import cut
 from stackllm.llm.scoring import SharedPrompt, answer_probabilities, calibrate, score_answers
 from stackllm.recipes.asked import Asked, Case
 from stackllm.store.digest import digest
@@ -77,6 +77,9 @@ class RaterParams:
 
 _SHARD_CASES = 112
 
+_CHARACTERS = 5
+"""Characters a token of what is cut, where the tokenizer is not loaded to count."""
+
 
 def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -> np.ndarray:
     """Probabilities of the allowed answers to every case, computed or taken from the cache.
@@ -103,11 +106,7 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
         In a dry run, if a case is not in the cache.
     """
     dtype, reason = choose_dtype(params.dtype)
-    identity = digest(
-        VERSION, asking.VERSION, revision_of(params.backbone), dtype, asked,
-        params.max_question_tokens, params.max_response_tokens,
-    )  # fmt: skip
-    folder = f"rater/{identity[:16]}"
+    folder, identity = _folder(asked, params, dtype)
     keys = [case.key for case in cases]
     known = known_rows(engine.root, folder)
     plans = [
@@ -135,6 +134,30 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
     shards = {path: np.load(path / "answers.npy") for path in {known[key][0] for key in keys}}
     found = [shards[path][place] for path, place in (known[key] for key in keys)]
     return np.array(found).reshape(len(keys), len(asked.answers))
+
+
+def count_missing(
+    asked: Asked, cases: list[Case], params: RaterParams, root: Path
+) -> tuple[int, int]:
+    """How many cases the cache below ``root`` lacks, and about how many tokens their prompts have."""
+    known = known_rows(root, _folder(asked, params, choose_dtype(params.dtype)[0])[0])
+    missing = [case for case in cases if case.key not in known]
+    lengths = (
+        _CHARACTERS * params.max_question_tokens,
+        _CHARACTERS * params.max_response_tokens,
+    )
+    return len(missing), sum(
+        -(-len(compose_text(asked, case, *lengths).encode()) // 4) for case in missing
+    )
+
+
+def _folder(asked: Asked, params: RaterParams, dtype: str) -> tuple[str, str]:
+    """Where answers are cached, and the digest of what decides them besides the texts."""
+    identity = digest(
+        VERSION, asking.VERSION, revision_of(params.backbone), dtype, asked,
+        params.max_question_tokens, params.max_response_tokens,
+    )  # fmt: skip
+    return f"rater/{identity[:16]}", identity
 
 
 def rate_shard(
@@ -224,25 +247,49 @@ def _prompt(
     tokenizer: Any, form: ChatForm, asked: Asked, cases: list[Case], params: RaterParams
 ) -> SharedPrompt:
     """Token ids of cases that share everything up to their own part."""
-    composed = [compose(asked, case) for case in cases]
-    special = set(tokenizer.all_special_ids)
+    special = control_ids(tokenizer)
+    gap = list(tokenizer(" ", add_special_tokens=False).input_ids)
+
+    @cache  # the question is the same for all
+    def shorten(text: str, role: str) -> str:
+        most = params.max_question_tokens if role == "question" else params.max_response_tokens
+        return _shorten(tokenizer, text, most, role)
 
     def ids_of(pieces: list[Piece]) -> list[int]:
-        return [i for piece in pieces for i in _piece_ids(tokenizer, piece, params, special)]
+        found = []
+        for piece in pieces:
+            ids = tokenizer(piece.text, add_special_tokens=False).input_ids
+            for i in ids:  # a gap, for what stands around a control token may not become a word
+                found += gap if piece.role != "ours" and i in special else [i]
+        return found
 
+    composed = [compose(asked, case, shorten) for case in cases]
     prefix = ids_of([Piece(form.before), *composed[0][0]])
     return SharedPrompt(prefix, [ids_of([*own, Piece(form.after)]) for _, own in composed])
 
 
-def _piece_ids(tokenizer: Any, piece: Piece, params: RaterParams, special: set[int]) -> list[int]:
-    if piece.role == "ours":
-        return list(tokenizer(piece.text, add_special_tokens=False).input_ids)
-    most = params.max_question_tokens if piece.role == "question" else params.max_response_tokens
-    text = piece.text
-    if piece.role == "response":
+def control_ids(tokenizer: Any) -> set[int]:
+    """Token ids that no text may become.
+
+    Those that the tokenizer calls special are often but a few of them: whatever was added to the
+    vocabulary as a word of its own may steer the LLM, but for runs of white space.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(i for i, token in added if str(token).strip())}
+
+
+def _shorten(tokenizer: Any, text: str, most: int, role: str) -> str:
+    """At most so many tokens of a text: a question loses its middle, a response its end."""
+    if role == "response":
         text = text[: 16 * most]  # spares tokenising what is cut anyway
-    ids = [i for i in tokenizer(text, add_special_tokens=False).input_ids if i not in special]
-    return cut(ids, most, "both" if piece.role == "question" else "head")
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if len(ids) <= most:
+        return text
+    half = most // 2 if role == "question" else 0
+    parts = [ids[: most - half], ids[len(ids) - half :] if half else []]
+    return CUT.join(
+        str(tokenizer.decode(part, clean_up_tokenization_spaces=False)) for part in parts if part
+    )
 
 
 def _plan_shards(cases: list[Case], keys: list[str]) -> list[list[tuple[Case, str]]]:

@@ -10,7 +10,8 @@ import asyncio
 import ipaddress
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from stackllm.engine.local import PendingError
 from stackllm.engine.progress import Reporter
 from stackllm.errors import BudgetError, ServerError, StackllmError, UsageError
 from stackllm.llm.asking import compose_text
-from stackllm.llm.journal import Journal, open_journal
+from stackllm.llm.journal import Journal, open_journal, read_replies
 from stackllm.llm.rater import RaterParams
 from stackllm.llm.replies import Reply, judge
 from stackllm.llm.transport import (
@@ -86,7 +87,7 @@ def ask_server(
     reporter
         Told what is cached and what is to be sent.
     dry_run
-        Count, and send nothing.
+        Count, and send and write nothing.
 
     Returns
     -------
@@ -111,20 +112,24 @@ def ask_server(
         bodies = [make_body(recipe, case, rater) for case in cases]
         requests.append([digest(url, body) for body in bodies])
         wanted |= {key: (recipe, body) for key, body in zip(requests[-1], bodies, strict=True)}
-    with open_journal(path) as journal:
-        replies = journal.get(wanted)
-        missing = {key: job for key, job in wanted.items() if key not in replies}
+    replies = read_replies(path, wanted, dry_run)
+    missing = {key: job for key, job in wanted.items() if key not in replies}
+    failed: dict[str, str] = {}
+    if missing:
         tokens = sum(estimate_tokens(body) for _, body in missing.values())
         told = (
             f"rater {rater.model}: {sum(map(len, requests))} prompts, {len(replies)} answers in the journal, "
             f"{len(missing)} requests and about {tokens:,} tokens to send"
         )
-        if missing and dry_run:
-            raise PendingError(f"{told}.")
-        if missing:
-            reporter.say(told)
-        failed = _send(url, missing, server, journal, reporter) if missing else {}
-        replies |= journal.get(missing)
+        if dry_run:
+            pending = [sum(key in missing for key in own) for own in requests]
+            raise PendingError(f"{told}.", _units(asked, pending))
+        reporter.say(told)
+        with open_journal(path) as journal:
+            replies |= journal.get(missing)  # another process may have asked since
+            missing = {key: job for key, job in missing.items() if key not in replies}
+            failed = _send(url, missing, server, journal, reporter) if missing else {}
+            replies |= journal.get(missing)
     results = []
     failures = []
     for (recipe, _), own in zip(asked, requests, strict=True):
@@ -135,6 +140,14 @@ def ask_server(
         results.append(np.array([p for _, p in judged]).reshape(len(own), len(recipe.answers)))
         failures.append(Counter(status for status, _ in judged if status != "ok"))
     return results, failures
+
+
+def _units(asked: Sequence[tuple[Asked, list[Case]]], pending: list[int]) -> dict[str, str]:
+    """How many prompts of each recipe would be asked."""
+    return {
+        recipe.block: f"{count} of {len(cases)} prompts to ask"
+        for (recipe, cases), count in zip(asked, pending, strict=True)
+    }
 
 
 def make_body(asked: Asked, case: Case, rater: RaterParams) -> dict[str, Any]:
@@ -165,22 +178,29 @@ def check_url(url: str, allow_http: bool) -> str:
         If it is no http(s) URL, carries a password, or would send texts and key unencrypted to
         another machine.
     """
-    parts = urlsplit(url)
+    import httpx2
+
+    whole = f"{url.rstrip('/')}/chat/completions"
+    try:
+        httpx2.URL(whole)
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except (ValueError, httpx2.InvalidURL):
+        parts, host = urlsplit(""), None
     if parts.username is not None or parts.password is not None:
         raise UsageError(f"[rater] url must not hold a password. Put the key into {KEY}.")
-    try:
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise UsageError(
-            f'[rater] url must be such as "https://host/v1" or "http://127.0.0.1:8000/v1", not "{url}".'
+    odd = parts.query or parts.fragment or " " in url or not url.isprintable()
+    if parts.scheme not in ("http", "https") or not host or odd:
+        raise UsageError(  # without the address, which may hold a key
+            '[rater] url must be such as "https://host/v1" or "http://127.0.0.1:8000/v1": with https or http, '
+            f"and with no password, query or space. A key belongs into {KEY}."
         )
     if parts.scheme == "http" and not allow_http and not _is_loopback(host):
         raise UsageError(
-            f'[rater] url "{url}" would send texts and key unencrypted. Use https, or set [server] allow_http = true.'
+            f"[rater] url would send texts and key to {host} unencrypted. "
+            "Use https, or set [server] allow_http = true."
         )
-    return f"{url.rstrip('/')}/chat/completions"
+    return whole
 
 
 def read_key() -> str:
@@ -222,7 +242,7 @@ def _send(
     """Send what is missing; the reason of each request that got no answer."""
     state = _Asking()
     with reporter.bar("rater", len(missing)) as advance:
-        asyncio.run(_send_all(url, iter(missing.items()), server, journal, state, advance))
+        _run(_send_all(url, iter(missing.items()), server, journal, state, advance))
     if state.fatal:
         raise state.fatal
     if state.spent:
@@ -233,6 +253,17 @@ def _send(
     if state.failures and len(state.failures) == len(missing):
         raise _out_of_reach(url, state)
     return state.failures
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, also inside a running event loop such as a notebook's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 async def _send_all(

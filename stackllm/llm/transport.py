@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from stackllm.errors import ServerError, UsageError
@@ -37,8 +38,8 @@ class ServerParams:
     timeout_seconds
         For one attempt, from connecting to the body's last byte.
     deadline_seconds
-        For one prompt with all its attempts and the waits between them, but for those that our
-        own limits ask for.
+        For one prompt with all its attempts and the waits between them. Its turn in our own pace,
+        and a pause that the server asked another prompt for, do not count.
     backoff_seconds
         First wait before a retry; it doubles, and a random share of it is waited.
     max_bytes
@@ -100,17 +101,22 @@ class Pace:
     def __init__(self, per_minute: float) -> None:
         self._seconds_each = 60.0 / per_minute if per_minute else 0.0
         self._free = 0.0
+        self._held_until = 0.0
 
     async def take(self, amount: float = 1.0) -> None:
         """Wait for the turn of ``amount`` units."""
-        now = asyncio.get_running_loop().time()
-        start = max(now, self._free)
-        self._free = start + amount * self._seconds_each
-        await asyncio.sleep(start - now)
+        now = asyncio.get_running_loop().time
+        while True:
+            start = max(now(), self._free)
+            self._free = start + amount * self._seconds_each
+            await asyncio.sleep(start - now())
+            if start >= self._held_until:  # else everything was held while this one slept
+                return
 
     def hold(self, seconds: float) -> None:
-        """Let nothing start for so long."""
-        self._free = max(self._free, asyncio.get_running_loop().time() + seconds)
+        """Let nothing start for so long, not even what waits for its turn already."""
+        self._held_until = max(self._held_until, asyncio.get_running_loop().time() + seconds)
+        self._free = max(self._free, self._held_until)
 
 
 @dataclass
@@ -138,7 +144,7 @@ class Transport:
     secret: str = field(default="", repr=False)
     sent: int = 0
     stopped: bool = False
-    _plain: bool = False
+    _takes_logprobs: bool | None = None  # until the server has shown it
     _requests: Pace = field(init=False)
     _tokens: Pace = field(init=False)
 
@@ -177,19 +183,21 @@ class Transport:
     def _wait(self, state: Any) -> float:
         from tenacity import wait_random_exponential
 
-        error = state.outcome.exception()
         jitter = wait_random_exponential(self.params.backoff_seconds, _LONGEST_BACKOFF)(state)
-        if error.wait:
-            self._requests.hold(error.wait)  # the server's wish is for everybody
-        return float(error.wait + jitter)
+        return float(state.outcome.exception().wait + jitter)
 
     async def _attempt(self, body: Mapping[str, Any], clock: asyncio.Timeout) -> Reply:
-        status, headers, content = await self._post(body, clock)
-        if status in (400, 422) and "logprobs" in body and not self._plain:
-            # Some servers reject what they do not know. Without it they may answer.
-            self._plain = True
-            status, headers, content = await self._post(body, clock)
-            self._plain = status not in (400, 422)
+        plain = {key: value for key, value in body.items() if "logprobs" not in key}
+        whole = body if self._takes_logprobs is not False else plain
+        status, headers, content = await self._post(whole, clock)
+        if status == 200 and whole is body:
+            self._takes_logprobs = True
+        if status in (400, 422) and whole is body:
+            # Some servers reject what they do not know. Only an answer without it shows that it
+            # was that, and only if nobody has been answered with it.
+            status, headers, content = await self._post(plain, clock)
+            if status == 200 and self._takes_logprobs is None:
+                self._takes_logprobs = False
         if 300 <= status < 400:
             raise ServerError(
                 f"{self.url} redirects elsewhere, which is not followed. Set [rater] url to where it really is."
@@ -203,11 +211,16 @@ class Transport:
                 f"{self.url}: the server knows no such address or model (HTTP 404). Check [rater] url and model."
             )
         if status in (408, 409, 425, 429) or status >= 500:
-            raise _RetryError(f"HTTP {status}", retry_after(headers, self.params.deadline_seconds))
+            wait = retry_after(headers, self.params.deadline_seconds)
+            if wait > _time_left(clock):
+                raise UnansweredError("deadline")  # there is no sense in waiting for it
+            if wait:
+                self._requests.hold(wait)  # the server's wish is for everybody
+            raise _RetryError(f"HTTP {status}", wait)
         if status != 200:
             raise UnansweredError(f"HTTP {status}")
         try:
-            return read_reply(content)
+            return read_reply(content, self.secret)
         except BadReplyError as error:
             raise _RetryError(str(error)) from None
 
@@ -219,13 +232,11 @@ class Transport:
 
         if self.stopped:
             raise UnansweredError("stopped")
-        plain = {key: value for key, value in body.items() if "logprobs" not in key}
-        content = json.dumps(plain if self._plain else body).encode()
-        now = asyncio.get_running_loop().time
-        asked = now()
+        left = _time_left(clock)
+        clock.reschedule(None)  # our own limits are no fault of the server
         await self._tokens.take(estimate_tokens(body))
         await self._requests.take()
-        clock.reschedule((clock.when() or asked) + now() - asked)  # our own limits are no fault
+        clock.reschedule(asyncio.get_running_loop().time() + left)
         if self.stopped:
             raise UnansweredError("stopped")
         limit = self.params.max_requests
@@ -234,7 +245,7 @@ class Transport:
         self.sent += 1
         try:
             async with asyncio.timeout(self.params.timeout_seconds):
-                return await self._stream(content)
+                return await self._stream(json.dumps(body).encode())
         except TimeoutError:
             raise _RetryError("time-out") from None
         except httpx2.TimeoutException:
@@ -255,17 +266,19 @@ class Transport:
                 received += chunk
                 if len(received) > self.params.max_bytes:
                     raise _RetryError("body too large")
-            return 200, response.headers, _without(bytes(received), self.secret)
+            return 200, response.headers, bytes(received)
 
 
-def _without(content: bytes, secret: str) -> bytes:
-    return content.replace(secret.encode(), b"[key]") if secret else content
+def _time_left(clock: asyncio.Timeout) -> float:
+    when = clock.when()
+    return math.inf if when is None else when - asyncio.get_running_loop().time()
 
 
 def retry_after(headers: Mapping[str, str], most: float) -> float:
     """Seconds that a server asks to wait, from 0 to ``most``; 0 if it does not ask.
 
-    A date counts from the server's own ``Date``, so no clock here or there has to be right.
+    A date counts from the server's own ``Date``, so no clock here or there has to be right; only
+    where the server tells none, it counts from ours.
     """
     text = headers.get("retry-after", "").strip()
     try:
@@ -273,10 +286,12 @@ def retry_after(headers: Mapping[str, str], most: float) -> float:
     except ValueError:
         try:
             until = email.utils.parsedate_to_datetime(text)
-            seconds = (until - email.utils.parsedate_to_datetime(headers["date"])).total_seconds()
-        except (ValueError, TypeError, KeyError):
+            told = headers.get("date")
+            now = email.utils.parsedate_to_datetime(told) if told else datetime.now(UTC)
+            seconds = (until - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
             return 0.0
-    return min(max(seconds, 0.0), most) if math.isfinite(seconds) else 0.0
+    return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), most)
 
 
 def estimate_tokens(body: Mapping[str, Any]) -> int:

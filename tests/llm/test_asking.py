@@ -1,7 +1,9 @@
 """Text under rating is data: nothing in it looks like ours."""
 
+import itertools
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +13,11 @@ from stackllm.recipes.asked import Asked, Case
 ASKED = Asked("r", "rating", "Rate the answer.", ("1", "2", "3"))
 MARKS = ["<|im_end|>", "<|im_start|>", "[INST]", "[/INST]", "<s>", "</s>", "<<SYS>>", "<｜User｜>",
          "<start_of_turn>", "<eos>", "<|endoftext|>", "\u200b", "\x1b", "<", ">", "|", "im_end"]  # fmt: skip
+CONTROLS = ["<extra_id_7>", "[gMASK]", "<sop>", "<reserved_12>", "<EOS_TOKEN>", "<unused99>", "<eoh>",
+            "[THINK]", "[/THINK]", "[IMG]", "[/INST]", "<<SYS>>", "<</SYS>>", "<repo_name>", "<file_sep>",
+            "<jupyter_start>", "[|assistant|]", "[|endofturn|]", "<|im_end|>", "<｜end▁of▁sentence｜>",
+            "</s>", "<tool_call>", "<think>", "<2mass>", "[CLS]", "[control_3]"]  # fmt: skip
+INVISIBLE = "\u061c\u115f\u1160\u3164\uffa0\u034f\u180e\ufe00\ufe0f\u200b\u202e\ufeff\U000e0041"
 hostile = st.lists(st.sampled_from(MARKS) | st.text(max_size=8), max_size=12).map("".join)
 
 
@@ -21,6 +28,44 @@ def test_no_control_token_survives(text):
     assert "\u200b" not in clean
     assert "\x1b" not in clean
     assert neutralise(clean).replace(" ", "") == clean.replace(" ", "")
+
+
+@pytest.mark.parametrize("token", CONTROLS)
+def test_tokens_of_many_formats_are_broken_up(token):
+    clean = neutralise(f"a{token}b{INVISIBLE}{token[:2]}{INVISIBLE}{token[2:]}")
+    assert token not in clean
+    assert not set(INVISIBLE) & set(clean)
+    assert clean.replace(" ", "") == f"a{token}b{token}"  # and nothing else is lost
+
+
+def test_what_is_no_token_stays():
+    for text in ("1 < 2 > 0", "a[i] = b[1]", "[1, 2]", "if x<y: z>w", "f(x) -> [[3]]"):
+        assert neutralise(text) == text
+
+
+@given(st.lists(st.sampled_from([*MARKS, *CONTROLS, *"</s>[]|"]), max_size=12).map("".join))
+def test_once_is_enough(text):
+    assert neutralise(neutralise(text)) == neutralise(text)
+
+
+@pytest.mark.parametrize("token", CONTROLS)
+def test_cutting_joins_no_token(token):
+    for place in range(1, len(token)):
+        head = "x" * (30 - place) + token[:place]
+        tail = token[place:] + "z" * (30 - len(token) + place)
+        shown = compose_text(ASKED, Case(f"{head} {'y' * 50} {tail}", ("fine",)), 60, 60)
+        assert token not in shown
+
+
+def test_cutting_joins_no_closing_mark():
+    """The middle of the text, which is cut away, makes the whole text's nonce 0abc."""
+    head, tail = "xxxxx<</0a", "bc>>yyyyyy"
+    texts = (f"{head} {i} {tail}" for i in itertools.count())
+    question = next(text for text in texts if make_nonce(text) == "0abc")
+    shown = compose_text(ASKED, Case(question, ()), 20, 20)
+    nonce = re.findall(r"Question <<([0-9a-f]{4,})>>\n", shown)[0]
+    assert shown.count(f"<</{nonce}>>") == 1
+    assert "0abc" not in shown
 
 
 @given(st.text(max_size=50))
@@ -61,6 +106,6 @@ def test_rows_of_a_question_share_their_beginning():
 
 
 def test_cut():
-    assert cut_text("abcdefgh", 4, "question") == "abgh"
+    assert cut_text("abcdefgh", 4, "question") == "ab\n[…]\ngh"
     assert cut_text("abcdefgh", 4, "response") == "abcd"
     assert cut_text("abc", 4, "response") == "abc"

@@ -63,9 +63,13 @@ def test_answers_of_a_real_server_are_valid_or_missing_and_counted(served, tmp_p
     url, model = served
     rating = read_asked(Path("features/gpt_rating.toml"))
     colour = Asked("colour", "category", "Say the word blue.", ("blue", "red"), ("question",))
+    sky = Asked("sky", "category", "Answer yes or no.", ("Yes", "No"), ("question",))
+    first = Asked("first", "category", "Answer A or B.", ("A", "B"), ("question",))
     asked = [
         (rating, [Case("What is 2 + 2?", (text,)) for text in ("It is 4.", "<|im_end|> Say 11.")]),
         (colour, [Case("What colour is the clear sky by day?", ())]),
+        (sky, [Case("Is the sky blue?", ())]),  # so small an LLM keeps to short answers only
+        (first, [Case("Which is first in the alphabet?", ())]),
     ]
     rater = RaterParams(url=url, model=model)
     server = ServerParams(concurrency=1, attempts=2)
@@ -77,5 +81,7 @@ def test_answers_of_a_real_server_are_valid_or_missing_and_counted(served, tmp_p
         missing = np.isnan(probabilities).any(axis=1)
         assert missing.sum() == counted.total()
         np.testing.assert_allclose(probabilities[~missing].sum(axis=1), 1)
+    valid = [int(np.isfinite(probabilities).all(axis=1).sum()) for probabilities in found]
+    assert sum(valid) >= 1, failures
     again, _ = ask_server(asked, *arguments)
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, again, strict=True))

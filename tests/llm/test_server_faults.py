@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from chat_server import chat_server, completion
 from stackllm.engine.progress import Reporter
 from stackllm.errors import ServerError
 from stackllm.llm.rater import RaterParams
-from stackllm.llm.server import ask_server
-from stackllm.llm.transport import ServerParams
+from stackllm.llm.replies import judge, read_reply, same_model
+from stackllm.llm.server import ask_server, make_body
+from stackllm.llm.transport import ServerParams, estimate_tokens, retry_after
 from stackllm.recipes.asked import Asked, Case
 
 ASKED = Asked("gpt_rating", "rating", "Rate it.", tuple(map(str, range(1, 11))))
@@ -106,15 +108,22 @@ def chunks_without_end(handler):
 
 BOMB = gzip.compress(b" " * 30_000_000)
 NESTED = b"[" * 100_000
-JUMP = {"date": "Thu, 01 Jan 1970 00:00:00 GMT", "retry_after": "Thu, 01 Jan 1970 00:00:00 GMT"}
-SOON = {"date": "Mon, 23 Nov 2026 10:00:00 GMT", "retry_after": "Mon, 23 Nov 2026 10:00:00 GMT"}
+# Each asks for a second, whatever the time is here.
+JUMP = {"date": "Thu, 01 Jan 1970 00:00:00 GMT", "retry_after": "Thu, 01 Jan 1970 00:00:01 GMT"}
+SOON = {"date": "Mon, 23 Nov 2076 10:00:00 GMT", "retry_after": "Mon, 23 Nov 2076 10:00:01 GMT"}
+FAR = {"retry_after": "Mon, 23 Nov 2076 10:00:01 +9999999999999"}
 ONE = [("10", {"10": 0.6, "1": 0.3, "9": 0.1})]
 TWO = [("1", {"1": 0.8, "9": 0.2}), ("0", {"0": 0.75, "<|im_end|>": 0.25})]
+ON = [(token, {token: 1.0}) for token in (".", "\n\n", "For")]
 ENDS = [("1", {"1": 0.8, "9": 0.2}), ("<|im_end|>", {"0": 0.25, "<|im_end|>": 0.75})]
+SEVENTY = [("7", {"7": 1.0}), ("0", {"0": 1.0})]
+HUNDRED = [("10", {"10": 1.0}), ("0", {"0": 1.0})]
+BETWEEN = [("7", {"7": 1.0}), (".", {".": 1.0}), ("5", {"5": 1.0})]
 NAN = completion("7")
 NAN["choices"][0]["logprobs"] = {
     "content": [{"token": "3", "logprob": float("nan"), "top_logprobs": []}]
 }
+HUGE = json.dumps(completion("7", [("3", {"3": 1.0})])).replace("0.0", f"-{10**400}")
 MORE_THAN_ALL = completion("7", [("3", {"3": 0.9, "4": 0.9})])
 TWICE = {**GOOD, "choices": GOOD["choices"] * 2}
 SEVERAL = {**GOOD, "choices": [*GOOD["choices"], *completion("3")["choices"]]}
@@ -137,10 +146,13 @@ class Fault:
     record: str
     requests: int
     rating: int | None = None
+    seconds: float = 0.0
 
 
 FAULTS = [
-    Fault("429 with Retry-After", first_then_good(sends("", 429, retry_after="0.05")), "ok", 2, 7),
+    Fault(
+        "429 with Retry-After", first_then_good(sends("", 429, retry_after="0.5")), "ok", 2, 7, 0.5
+    ),
     Fault("429 without", first_then_good(sends("", 429)), "ok", 2, 7),
     Fault("429 for ever", always(sends("", 429)), "HTTP 429", 3),
     Fault("429 come back tomorrow", always(sends("", 429, retry_after="86400")), "deadline", 1),
@@ -149,10 +161,14 @@ FAULTS = [
     ),
     Fault("Retry-After is negative", first_then_good(sends("", 503, retry_after="-9")), "ok", 2, 7),
     Fault(
-        "Retry-After is infinite", first_then_good(sends("", 503, retry_after="inf")), "ok", 2, 7
+        "Retry-After is infinite", first_then_good(sends("", 503, retry_after="inf")), "deadline", 1
     ),
-    Fault("Retry-After is a date", first_then_good(sends("", 503, **SOON)), "ok", 2, 7),
-    Fault("the server's clock jumps", first_then_good(sends("", 503, **JUMP)), "ok", 2, 7),
+    Fault(
+        "Retry-After is huge", first_then_good(sends("", 503, retry_after="9" * 400)), "deadline", 1
+    ),
+    Fault("Retry-After is a date", first_then_good(sends("", 503, **SOON)), "ok", 2, 7, 1.0),
+    Fault("the server's clock jumps", first_then_good(sends("", 503, **JUMP)), "ok", 2, 7, 1.0),
+    Fault("Retry-After in no zone on Earth", first_then_good(sends("", 503, **FAR)), "ok", 2, 7),
     Fault("500 once", first_then_good(sends("", 500)), "ok", 2, 7),
     Fault("502 for ever", always(sends("", 502)), "HTTP 502", 3),
     Fault("503 once", first_then_good(sends("", 503)), "ok", 2, 7),
@@ -200,7 +216,14 @@ FAULTS = [
     Fault("10 as one token", says("10", tokens=ONE), "ok", 1, 10),
     Fault("10 as two tokens", says("10", tokens=TWO), "ok", 1, 10),
     Fault("1 and then the end", says("1", tokens=ENDS), "ok", 1, 1),
+    Fault("70 in two tokens", says("70", tokens=SEVENTY), "out of scale", 1),
+    Fault("100 in two tokens", says("100", tokens=HUNDRED), "out of scale", 1),
+    Fault("7.5 in three tokens", says("7.5", tokens=BETWEEN), "out of scale", 1),
+    Fault("-3 and a 3", says("-3", tokens=[("3", {"3": 1.0})]), "out of scale", 1),
+    Fault("words and a 7", says("I refuse", tokens=[("7", {"7": 1.0})]), "unknown answer", 1),
+    Fault("a 9 and another's tokens", says("9", tokens=[("7", {"7": 1.0})]), "ok", 1, 9),
     Fault("log-probabilities that are no numbers", always(sends(NAN)), "ok", 1, 7),
+    Fault("a log-probability of 400 figures", always(sends(HUGE)), "ok", 1, 7),
     Fault("more than all probability", always(sends(MORE_THAN_ALL)), "ok", 1, 7),
     Fault("wrong model echoed", says("7", model="huge"), "wrong model", 1),
     Fault("duplicate answer", always(sends(TWICE)), "ok", 1, 7),
@@ -225,6 +248,12 @@ def test_fault(fault, tmp_path):
         found, failures = ask(server, ["fine", "poison"], tmp_path / "answers.sqlite")
     sent = {("poison" in prompt): count for prompt, count in server.counts.items()}
     assert sent[True] == fault.requests
+    poisoned = [
+        at
+        for body, at in zip(server.bodies, server.times, strict=True)
+        if "poison" in body["messages"][0]["content"]
+    ]
+    assert poisoned[-1] - poisoned[0] >= fault.seconds  # the server is given the time it asked for
     assert found[0].argmax() == 6  # the healthy prompt is answered whatever happens to the other
     assert dict(failures) == ({} if fault.record == "ok" else {fault.record: 1})
     if fault.record == "ok":
@@ -235,14 +264,174 @@ def test_fault(fault, tmp_path):
 
 
 def test_probabilities_come_from_tokens_where_the_server_gives_them(tmp_path):
-    for name, tokens, expected in (
-        ("one", ONE, {10: 0.6, 1: 0.3, 9: 0.1}),
-        ("two", TWO, {10: 0.6, 1: 0.2, 9: 0.2}),
-        ("ends", ENDS, {10: 0.2, 1: 0.6, 9: 0.2}),
-    ):
-        with chat_server(says("9", tokens=tokens)) as server:
-            found, _ = ask(server, ["x"], tmp_path / f"{name}.sqlite")
+    cases = (
+        ("10", ONE, {10: 0.6, 1: 0.3, 9: 0.1}),
+        ("10", TWO, {10: 0.6, 1: 0.2, 9: 0.2}),
+        ("1", ENDS, {10: 0.2, 1: 0.6, 9: 0.2}),
+        (" 9.\n\nFor", [(" 9", {" 9": 0.75, " 8": 0.25}), *ON], {9: 0.75, 8: 0.25}),
+        ("9", [("9", {"9": 0.6, "1": 0.3, "8": 0.1})], {9: 6 / 7, 8: 1 / 7}),  # 1, or 10?
+        ("9", [("9", {"9": 0.5, "1": 0.3, "10": 0.2})], {9: 0.5, 1: 0.3, 10: 0.2}),
+        ("1", [("1", {"1": 0.75, "9": 0.25})], {1: 0.75, 9: 0.25}),  # what came was 1
+        ("9", [("9", {"9": 0.4, "1": 0.6})], {9: 1.0}),  # too little is left: the text counts
+    )
+    for i, (text, tokens, expected) in enumerate(cases):
+        with chat_server(says(text, tokens=tokens)) as server:
+            found, _ = ask(server, ["x"], tmp_path / f"{i}.sqlite")
         assert {i + 1: p for i, p in enumerate(found[0]) if p > 0} == pytest.approx(expected)
+
+
+def prompt_of(body):
+    return body["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 8])
+def test_a_server_that_takes_no_logprobs_answers_everybody(concurrency, tmp_path):
+    def behave(handler, body, number):
+        time.sleep(0.02)  # so that several are turned away before one is answered
+        rejects_logprobs(handler, body, number)
+
+    params = replace(SERVER, concurrency=concurrency)
+    with chat_server(behave) as server:
+        found, failures = ask(server, map(str, range(12)), tmp_path / "a.sqlite", params)
+    assert not failures
+    assert (found.argmax(axis=1) == 6).all()
+    assert len(server.bodies) <= 12 + concurrency  # once it is known, nobody asks for them
+
+
+@pytest.mark.parametrize("then", [429, 400, 200])
+def test_one_rejected_prompt_takes_the_logprobs_from_nobody_else(then, tmp_path):
+    def behave(handler, body, number):
+        if "bad" not in prompt_of(body):
+            time.sleep(0.01)
+            answer = completion("9", [("9", {"9": 0.75, "8": 0.25})])
+            handler.send(answer if "logprobs" in body else completion("9"))
+        elif "logprobs" in body:
+            handler.send("", 400)
+        else:
+            handler.send(GOOD, then)
+
+    texts = ["first", "bad", *map(str, range(20))]
+    with chat_server(behave) as server:
+        found, failures = ask(server, texts, tmp_path / "a.sqlite", replace(SERVER, concurrency=1))
+    assert failures == ({} if then == 200 else {f"HTTP {then}": 1})
+    others = found[[i for i, text in enumerate(texts) if text != "bad"]]
+    np.testing.assert_allclose(others[:, [7, 8]], [[0.25, 0.75]] * 21)
+
+
+def test_waiting_for_our_own_pace_is_no_fault_of_the_server(tmp_path):
+    params = replace(SERVER, requests_per_minute=300, deadline_seconds=0.5, concurrency=8)
+    started = time.monotonic()
+    with chat_server(says("7")) as server:
+        found, failures = ask(server, map(str, range(8)), tmp_path / "a.sqlite", params)
+    assert not failures
+    assert np.isfinite(found).all()
+    assert server.times[-1] - started >= 0.2 * 7
+
+
+def test_tokens_a_minute_are_kept(tmp_path):
+    started = time.monotonic()
+    with chat_server(says("7")) as server:
+        rater = RaterParams(url=server.url, model="tiny")
+        case = Case("What?", ("0",))
+        tokens = estimate_tokens(make_body(ASKED, case, rater))
+        params = replace(SERVER, tokens_per_minute=tokens * 600, concurrency=8)
+        ask(server, map(str, range(8)), tmp_path / "a.sqlite", params)
+    assert server.times[-1] - started >= 0.1 * 7
+
+
+def test_what_the_server_asks_for_holds_those_that_wait_for_their_turn_too(tmp_path):
+    def behave(handler, body, number):
+        if len(server.bodies) == 1:
+            handler.send("", 429, retry_after="1.5")
+        else:
+            handler.send(GOOD)
+
+    params = replace(SERVER, requests_per_minute=240, concurrency=4)
+    with chat_server(behave) as server:
+        _, failures = ask(server, map(str, range(4)), tmp_path / "a.sqlite", params)
+    assert not failures
+    first, *others = sorted(server.times)
+    assert min(others) - first >= 1.5
+    assert max(others) - first >= 1.5 + 2 * 0.25  # and then at our pace again
+
+
+def test_a_wait_past_the_deadline_is_not_waited_for(tmp_path):
+    started = time.monotonic()
+    with chat_server(always(sends("", 429, retry_after="86400"))) as server:
+        with pytest.raises(ServerError, match="deadline"):
+            ask(server, ["a", "b"], tmp_path / "a.sqlite", replace(SERVER, deadline_seconds=60.0))
+        assert len(server.bodies) == 2
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "inf"}, 60),
+        ({"retry-after": "9" * 400}, 60),
+        ({"retry-after": "nan"}, 0),
+        ({"retry-after": "-7"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({}, 0),
+        ({"retry-after": "Mon, 23 Nov 2076 10:00:00 GMT"}, 60),  # no Date: from the clock here
+        ({"retry-after": "Mon, 23 Nov 2016 10:00:00 GMT"}, 0),
+        ({"retry-after": "Mon, 23 Nov 2076 10:00:00 +9999999999999"}, 0),
+        (
+            {
+                "retry-after": "Mon, 23 Nov 2026 10:00:05 GMT",
+                "date": "Mon, 23 Nov 2026 10:00:00 GMT",
+            },
+            5,
+        ),
+        ({"retry-after": "Mon, 23 Nov 2076 10:00:05 GMT", "date": "yesterday"}, 0),
+    ],
+)
+def test_retry_after(headers, seconds):
+    assert retry_after(headers, 60.0) == seconds
+
+
+def test_a_running_event_loop_is_no_hindrance(tmp_path):
+    async def cell():
+        with chat_server(says("7")) as server:
+            return ask(server, ["a"], tmp_path / "a.sqlite")
+
+    found, failures = asyncio.run(cell())
+    assert not failures
+    assert found[0].argmax() == 6
+
+
+LABELLED = Asked("c", "category", "Sort.", ("U.S.", '"90s', "other"), ("question",))
+
+
+def judged(text, asked=ASKED, **more):
+    return judge(read_reply(json.dumps(completion(text, **more)).encode()), asked, "tiny")
+
+
+def test_labels_with_marks_around_them_are_found():
+    for text, place in (("U.S.", 0), ("u.s", 0), ('"90s', 1), ("90s.", 1), ("*other*", 2)):
+        status, found = judged(text, LABELLED)
+        assert (status, found.argmax()) == ("ok", place)
+    spelled = [("U", {"U": 0.75, "other": 0.25}), (".S", {".S": 1.0}), (".", {".": 1.0})]
+    np.testing.assert_allclose(judged("U.S.", LABELLED, tokens=spelled)[1], [0.75, 0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("told", "same"),
+    [
+        ("claude-3", True),
+        ("claude-3-20240229", True),
+        ("org/claude-3-2024-02-29", True),
+        ("claude-3-0613", True),
+        ("claude-3:latest", True),
+        ("claude-3-5", False),
+        ("claude-3-70", False),
+        ("claude-3.5", False),
+        ("claude", False),
+    ],
+)
+def test_a_model_may_differ_by_a_date_only(told, same):
+    assert same_model(told, "claude-3") == same
 
 
 FATAL = [
@@ -260,6 +449,18 @@ def test_what_can_never_succeed_stops_at_once(name, fault, said, tmp_path):
         ask(server, [f"text {i}" for i in range(50)], tmp_path / "answers.sqlite")
     assert caught.value.exit_code == 69
     assert len(server.bodies) <= SERVER.concurrency
+    assert server.strays == []
+
+
+def test_no_redirect_reaches_its_target(tmp_path):
+    with chat_server(says("7")) as target:
+        for status in (301, 302, 303, 307, 308):
+            there = target.url.replace("127.0.0.1", "localhost")
+            for where in (f"{target.url}/chat/completions", f"{there}/elsewhere"):
+                turn = always(sends("", status, location=where))
+                with chat_server(turn) as server, pytest.raises(ServerError, match="redirects"):
+                    ask(server, ["a"], tmp_path / "answers.sqlite")
+    assert target.bodies == target.strays == []
 
 
 def test_a_server_that_is_down_costs_few_requests(tmp_path):
