@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import click
 
 METHODS = ("posterior", "assignment", "blend", "sinkhorn", "none")
-FILE = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, readable=False)
+"""Whether it can be read shows when it is read: that has an exit code of its own."""
 
 
 def _files(command: Callable[..., None]) -> Callable[..., None]:
@@ -111,13 +113,27 @@ def optim(
     columns = Columns(**{name: options.pop(name) for name in ("id", "group", "target", "labels")})
     target = _target(submission, output)
     outcome = improve(Request(submission, **options), columns)
-    write_frame(spreadsheet_safe(outcome.frame) if csv_safe else outcome.frame, target)
     account = {**outcome.account, "output": output if target is None else str(target)}
-    if as_json:
-        click.echo(json.dumps(account, ensure_ascii=False, allow_nan=False, default=str))
-    else:
-        lines = [*describe(account), *([f"wrote {target}"] if target else [])]
-        click.echo("\n".join(lines), err=target is None)
+    lines = [*describe(account), *([f"wrote {target}"] if target else [])]
+    # everything that could still fail comes before the output is there
+    told = _as_json(account) if as_json else "\n".join(lines)
+    write_frame(spreadsheet_safe(outcome.frame) if csv_safe else outcome.frame, target)
+    on_stderr = target is None
+    click.echo(_printable(told, sys.stderr if on_stderr else sys.stdout), err=on_stderr)
+
+
+def _as_json(account: dict[str, Any]) -> str:
+    """As people write it where the terminal can show it, else with escapes for what is not ASCII."""
+    text = json.dumps(account, ensure_ascii=False, allow_nan=False, default=str)
+    if _printable(text, sys.stdout) == text:
+        return text
+    return json.dumps(account, allow_nan=False, default=str)
+
+
+def _printable(text: str, stream: Any) -> str:
+    """With escapes for what the stream's encoding, or any, has no characters for."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _temperature(text: str | None, fit: Path | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -97,8 +98,8 @@ def _frame(
     return frame
 
 
-def check_text(path: Path, frame: pl.DataFrame, names: Iterable[str]) -> None:
-    """Refuse columns that hold lists, structs or the like where a text is needed.
+def check_text(path: Path, frame: pl.DataFrame, names: Iterable[str], kind: str = "text") -> None:
+    """Refuse columns that hold lists, structs or the like where a text (or a number) is needed.
 
     Raises
     ------
@@ -106,10 +107,10 @@ def check_text(path: Path, frame: pl.DataFrame, names: Iterable[str]) -> None:
         With the first such column.
     """
     for name in names:
-        kind = frame.schema[name]
-        if kind.is_nested():
+        held = frame.schema[name]
+        if held.is_nested() or held == pl.Object:
             raise DataError(
-                f'{path}: column "{name}" holds {kind.base_type()}, not text. Write one text a row.'
+                f'{path}: column "{name}" holds {held.base_type()}, not {kind}. Write one {kind} a row.'
             )
 
 
@@ -154,6 +155,8 @@ def write_frame(frame: pl.DataFrame, target: Path | None) -> None:
         If it cannot be written; what stood at ``target`` before is still there then.
     """
     if target is None:
+        if sys.stdout is None:
+            raise StorageError("standard output: it is closed. Name a file with -o.")
         with _writing(Path("standard output")):
             sys.stdout.buffer.write(frame.write_csv().encode())
             sys.stdout.buffer.flush()
@@ -162,11 +165,27 @@ def write_frame(frame: pl.DataFrame, target: Path | None) -> None:
         frame.write_parquet if target.suffix.lower() in {".parquet", ".pq"} else frame.write_csv
     )
     with _writing(target):
-        if target.exists() and not target.is_file() and not target.is_dir():
+        place = Path(os.path.realpath(target))
+        try:
+            kind = place.stat().st_mode  # a ring of links is an error of the system's here
+        except FileNotFoundError:
+            kind = stat.S_IFREG
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
             with target.open("wb") as file:  # a pipe or a device must not be replaced by a file
                 write(file)
             return
-        write_file(Path(target.resolve()), lambda temporary: write(str(temporary)))
+        write_file(place, lambda temporary: _write_whole(write, temporary))
+
+
+def _write_whole(write: Callable[[Any], None], temporary: Path) -> None:
+    try:
+        name = str(temporary)
+        name.encode()
+    except UnicodeEncodeError:  # polars takes no name that is not UTF-8
+        with temporary.open("wb") as file:
+            write(file)
+    else:
+        write(name)
 
 
 def shown(value: object) -> str:
@@ -223,8 +242,12 @@ def _opened(path: Path) -> tuple[bytes, list[str]]:
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Keep the panics that a damaged Parquet file causes off the terminal: Rust prints them itself."""
+    if sys.stderr is None:  # closed from the start: number 2 may be a file of somebody else's
+        yield
+        return
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
@@ -243,7 +266,9 @@ def _parquet_header(path: Path, content: bytes) -> list[str]:
         with _hushed():
             return list(pl.read_parquet_schema(io.BytesIO(content)))
     except _POLARS as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_reason(error)}).") from error
+        raise DataError(
+            f"{path}: not a readable Parquet file ({_reason(error)}). Write it anew."
+        ) from error
 
 
 def _check_text(path: Path, content: bytes) -> None:
@@ -346,14 +371,16 @@ def _parquet(path: Path, content: bytes, numbers: Callable[[list[str]], list[str
         with _hushed():
             frame = pl.read_parquet(io.BytesIO(content))
     except _POLARS as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_reason(error)}).") from error
+        raise DataError(
+            f"{path}: not a readable Parquet file ({_reason(error)}). Write it anew."
+        ) from error
     if not frame.height:
         raise DataError(f"{path}: the table has no rows.")
     wanted = numbers(frame.columns)
     try:
         return frame.select(
             pl.col(name)
-            if kind.is_nested()
+            if kind.is_nested() or kind == pl.Object
             else pl.col(name).cast(pl.Float64 if name in wanted else pl.String)
             for name, kind in frame.schema.items()
         )

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stackllm.data.files import check_ids, read_frame, shown
+from stackllm.data.files import check_ids, check_text, read_frame, shown
 from stackllm.errors import DataError, did_you_mean
 
 Floats = NDArray[np.float64]
@@ -106,11 +106,14 @@ def read_submission(
             f'{path}: {len(names)} class columns beside the id column "{found_id}"; two or more are '
             "needed. Separate columns by commas, and give each class one."
         )
+    aside = [name for name in frame.columns if name not in names]
+    check_text(path, frame, aside if classes is None else [found_id])
+    check_text(path, frame, names, "number")
     check_ids(path, frame, found_id)
     matrix = np.ascontiguousarray(frame.select(names).to_numpy(), dtype=np.float64)
     _check_values(path, frame, found_id, names, matrix)
     if not renormalise:
-        _check_sums(path, frame, found_id, matrix)
+        _check_sums(path, frame, found_id, names, matrix)
     return Submission(path, frame, found_id, tuple(names), matrix)
 
 
@@ -149,7 +152,7 @@ def match_classes(path: Path, header: Sequence[str], classes: Sequence[str]) -> 
 
 
 def suffixes(names: Sequence[str]) -> list[str]:
-    """What tells column names apart: the digits at the end, else the part after the last ``_``.
+    """What tells column names apart: the number at the end, else the part after the last ``_``.
 
     Returns
     -------
@@ -160,14 +163,27 @@ def suffixes(names: Sequence[str]) -> list[str]:
     --------
     >>> suffixes(["target_0", "target_10"]), suffixes(["llm1", "llm2"]), suffixes(["is_a", "is_b"])
     (['0', '10'], ['1', '2'], ['a', 'b'])
+    >>> suffixes(["target_01", "target_10"])
+    ['1', '10']
     """
     result = [_suffix(name) for name in names]
     return result if len(set(result)) == len(result) else list(names)
 
 
+def plain_digits(text: str) -> str:
+    """A whole number without leading zeros; any other text as it is.
+
+    Examples
+    --------
+    >>> plain_digits("007"), plain_digits("00"), plain_digits("a1")
+    ('7', '0', 'a1')
+    """
+    return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
+
+
 def _suffix(name: str) -> str:
     stem = name.rstrip("0123456789")
-    return name[len(stem) :] if stem != name else name.rsplit("_", 1)[-1] or name
+    return plain_digits(name[len(stem) :]) if stem != name else name.rsplit("_", 1)[-1] or name
 
 
 def _id_of(path: Path, header: Sequence[str], name: str | None, usual: Sequence[str]) -> str:
@@ -195,7 +211,11 @@ def _check_values(
         return
     bad = ~np.isfinite(matrix) | (matrix < 0)
     if not bad.any():  # finite numbers whose sum is not
-        raise DataError(f"{path}: numbers as large as {matrix.max():.3g} are no probabilities.")
+        row, column = divmod(int(matrix.argmax()), matrix.shape[1])
+        raise DataError(
+            f"{path}: numbers as large as {matrix.max():.3g} are no probabilities (row {row + 1}, id "
+            f"{shown(frame[id_name][row])}, column {shown(names[column])}). Write numbers from 0 to 1."
+        )
     row, column = np.argwhere(bad)[0].tolist()
     empty = frame[names[column]][row] is None
     said = "an empty cell" if empty else f"{matrix[row, column]}"
@@ -206,11 +226,20 @@ def _check_values(
     )
 
 
-def _check_sums(path: Path, frame: pl.DataFrame, id_name: str, matrix: Floats) -> None:
+def _check_sums(
+    path: Path, frame: pl.DataFrame, id_name: str, names: list[str], matrix: Floats
+) -> None:
     total = matrix @ np.ones(matrix.shape[1])
     off = np.abs(total - 1) > SUM_TOLERANCE
     if off.any():
         row = int(off.argmax())
+        for column, name in enumerate(names):
+            if len(names) > 2 and (np.abs(total - matrix[:, column] - 1) <= SUM_TOLERANCE).all():
+                raise DataError(
+                    f"{path}: {off.sum()} rows do not sum to 1 (first: row {row + 1}, id "
+                    f"{shown(frame[id_name][row])}), but all do without column {shown(name)}, which "
+                    "looks like no class. Remove it."
+                )
         raise DataError(
             f"{path}: {off.sum()} rows do not sum to 1 (first: row {row + 1}, id "
             f"{shown(frame[id_name][row])}, sum {total[row]:.6g}). Pass --renormalise to scale them."

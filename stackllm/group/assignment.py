@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, plan
-from stackllm.group.tempering import log_weights
+from stackllm.group.tempering import check_tempering, log_weights
 
 _MUST = 1e6
 """Worth more than any sum of log-probabilities: a place that must be filled is filled."""
@@ -53,12 +53,19 @@ def assign(
     return assign_of(matrix, plan(groups, matrix.shape[1], quota, exactly=exactly))
 
 
-def assign_of(matrix: Floats, batches: list[Batch]) -> NDArray[np.intp]:
-    """:func:`assign` for checked probabilities and a ready plan."""
+def assign_of(
+    matrix: Floats, batches: list[Batch], temperature: float = 1.0, bias: ArrayLike | None = None
+) -> NDArray[np.intp]:
+    """:func:`assign` for checked probabilities and a ready plan.
+
+    A temperature changes no likeliest assignment, but for how much it lets a bias weigh.
+    """
     from scipy.optimize import linear_sum_assignment  # 0.2 s to import
 
-    labels: NDArray[np.intp] = matrix.argmax(axis=1)
-    logs = log_weights(matrix)
+    check_tempering(temperature, bias, matrix.shape[1])
+    added = None if bias is None else temperature * np.asarray(bias, dtype=np.float64)
+    logs = log_weights(matrix, 1.0, added)
+    labels: NDArray[np.intp] = logs.argmax(axis=1)
     for batch in batches:
         if batch.how == "rows":
             continue

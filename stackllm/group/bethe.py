@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from stackllm.group.shapes import Floats
+from stackllm.group.tempering import LEAST
 
 MAX_ROUNDS = 200
 TOLERANCE = 1e-8
@@ -47,6 +48,7 @@ def bethe(
         Shape of ``log_weights``; every row sums to 1.
     """
     n_rows = log_weights.shape[1]
+    log_weights = np.maximum(log_weights, LEAST)
     must = np.asarray(exactly) | (sum(quota) == n_rows)
     places = np.minimum(np.asarray(quota), n_rows + 1)
     result = np.empty_like(log_weights)
@@ -77,18 +79,22 @@ def _propagate(
 def _against_the_rest(scores: Floats) -> Floats:
     """Per row: log of exp(score of a class) over the others' sum, and a part of the sum of all."""
     everything = scores - logsumexp(scores, axis=-1, keepdims=True)
-    n_classes = scores.shape[-1]
-    rest = np.stack(
-        [
-            logsumexp(np.delete(scores, j, axis=-1), axis=-1) if n_classes > 1 else scores[..., j]
-            for j in range(n_classes)
-        ],
-        axis=-1,
-    )
+    rest = _of_the_others(scores, -1) if scores.shape[-1] > 1 else scores
     with np.errstate(invalid="ignore"):
         mixed = CAUTION * everything + (1 - CAUTION) * (scores - rest)
         odds: Floats = np.clip(np.nan_to_num(mixed, nan=0.0), -1e5, 1e5)
     return odds
+
+
+def _of_the_others(logs: Floats, axis: int) -> Floats:
+    """For each entry the log of the sum of all *other* entries: taking it off the whole would cancel."""
+    logs = np.moveaxis(logs, axis, 0)
+    before = np.full_like(logs, -np.inf)
+    after = before.copy()
+    before[1:] = np.logaddexp.accumulate(logs[:-1], axis=0)
+    after[:-1] = np.logaddexp.accumulate(logs[:0:-1], axis=0)[::-1]
+    others: Floats = np.moveaxis(np.logaddexp(before, after), 0, axis)
+    return others
 
 
 def _class_messages(wish: Floats, places: NDArray[np.int64], must: NDArray[np.bool_]) -> Floats:
@@ -102,30 +108,47 @@ def _class_messages(wish: Floats, places: NDArray[np.int64], must: NDArray[np.bo
 
 
 def _leave_one_out(wish: Floats, c: int, exact: bool) -> Floats:
-    n_groups, n_rows, n_alike = wish.shape
-    before = np.full((n_rows + 1, c + 1, n_groups, n_alike), -np.inf)  # log e_k of the first rows
-    after = before.copy()  # log e_k of the rows from here on
-    before[0, 0] = after[n_rows, 0] = 0.0
-    with np.errstate(invalid="ignore"):
-        for i in range(n_rows):
-            before[i + 1] = _with_one_more(before[i], wish[:, i])
-            j = n_rows - 1 - i
-            after[j] = _with_one_more(after[j + 1], wish[:, j])
-        result = np.empty_like(wish)
-        for i in range(n_rows):
-            # e_k of all rows but i, for k = 0..c
-            rest = np.stack(
-                [
-                    logsumexp(before[i, : k + 1] + after[i + 1, k::-1][: k + 1], axis=0)
-                    for k in range(c + 1)
-                ]
-            )
-            if exact:
-                fewer, full = rest[c - 1], rest[c]
-            else:
-                fewer, full = logsumexp(rest[:c], axis=0), logsumexp(rest, axis=0)
-            result[:, i] = np.clip(np.nan_to_num(fewer - full, nan=0.0), -1e5, 1e5)
+    """:func:`_class_messages` of classes alike: ``(n_groups, n_rows, n_alike)``."""
+    n_rows = wish.shape[1]
+    if not exact and c >= n_rows:
+        return np.zeros_like(wish)  # there is a place for each row, whatever the others do
+    if c == 1:
+        others = _of_the_others(wish, 1)
+        ratio = -others if exact else -np.logaddexp(0.0, others)
+        return np.clip(ratio, -1e5, 1e5)
+    result = np.empty_like(wish)
+    step = max(1, 2_000_000 // (n_rows * (c + 1) * wish.shape[2]))
+    for start in range(0, len(wish), step):
+        part = slice(start, start + step)
+        result[part] = _ratio(wish[part], c, exact)
     return result
+
+
+def _ratio(wish: Floats, c: int, exact: bool) -> Floats:
+    n_groups, n_rows, n_alike = wish.shape
+    before = np.full((n_rows, c + 1, n_groups, n_alike), -np.inf)  # log e_k of the rows before
+    after = before.copy()  # log e_k of the rows behind
+    before[0, 0] = after[-1, 0] = 0.0
+    for i in range(n_rows - 1):
+        before[i + 1] = _with_one_more(before[i], wish[:, i])
+        j = n_rows - 1 - i
+        after[j - 1] = _with_one_more(after[j], wish[:, j])
+    if not exact:  # up to k places instead of k: then one product gives the sum over all k
+        after = np.logaddexp.accumulate(after, axis=1)
+    # e_k of all rows but one is the sum of e_l before times e_(k - l) behind
+    full = _log_sum(before + after[:, ::-1])
+    fewer = _log_sum(before[:, :c] + after[:, c - 1 :: -1])
+    with np.errstate(invalid="ignore"):
+        ratio = np.clip(np.nan_to_num(fewer - full, nan=0.0), -1e5, 1e5)
+    return np.ascontiguousarray(ratio.transpose(1, 0, 2))
+
+
+def _log_sum(logs: Floats) -> Floats:
+    """Log of the sum of exponentials along the second axis, where -inf may be all there is."""
+    top = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
+    with np.errstate(divide="ignore"):
+        summed: Floats = top[:, 0] + np.log(np.exp(logs - top).sum(axis=1))
+    return summed
 
 
 def _with_one_more(ways: Floats, odds: Floats) -> Floats:

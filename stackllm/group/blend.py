@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from stackllm.data.metrics import row_losses
 from stackllm.errors import UsageError
 from stackllm.group.assignment import assign_of, one_hot
-from stackllm.group.shapes import Floats, Quota, check_probabilities, plan
+from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, kept_rows, plan
+from stackllm.group.tempering import tempered
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def blend(
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_rows, n_classes)``; every row sums to 1.
+        Shape ``(n_rows, n_classes)``; every row sums to 1. Rows of groups that do not fit their
+        quotas stay as they are.
 
     Raises
     ------
@@ -76,9 +78,18 @@ def blend(
         If quota or exactly have no sense.
     """
     matrix = check_probabilities(probabilities, groups)
-    matrix = matrix / matrix.sum(axis=1, keepdims=True)
-    labels = assign_of(matrix, plan(groups, matrix.shape[1], quota, exactly=exactly))
-    return _pushed(matrix, labels, params)
+    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
+    return blend_of(tempered(matrix), batches, assign_of(matrix, batches), params)
+
+
+def blend_of(
+    matrix: Floats, batches: list[Batch], labels: NDArray[np.intp], params: BlendParams
+) -> Floats:
+    """:func:`blend` for rows that sum to 1, a ready plan, and the likeliest assignment."""
+    result = _pushed(matrix, labels, params)
+    kept = kept_rows(batches)
+    result[kept] = matrix[kept]
+    return result
 
 
 def fit_blend(
@@ -117,7 +128,13 @@ def fit_blend(
     matrix = matrix / matrix.sum(axis=1, keepdims=True)
     truth = np.asarray(labels)
     row_losses(matrix, truth)  # refuses labels that are no columns
-    assigned = assign_of(matrix, plan(groups, matrix.shape[1], quota, exactly=exactly))
+    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
+    assigned = assign_of(matrix, batches)
+    changed = np.ones(len(matrix), dtype=np.bool_)
+    changed[kept_rows(batches)] = False
+    if not changed.any():
+        return BlendParams()
+    matrix, assigned, truth = matrix[changed], assigned[changed], truth[changed]
     best, best_loss = np.zeros(3), np.inf
     span = 0.5
     centre = np.full(3, 0.5)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stackllm.data.metrics import log_loss
-from stackllm.errors import UsageError
 from stackllm.group.posterior import posterior_of
 from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, plan
+from stackllm.group.tempering import check_temperature
 
 LOWEST, HIGHEST = 0.05, 100.0
 """Temperatures tried. A best one at an end means that the rows tell nothing, or all."""
@@ -44,8 +44,7 @@ class Calibration:
     bias: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1e-6 <= self.temperature <= 1e6:
-            raise UsageError(f"temperature must be between 1e-6 and 1e6; it is {self.temperature}.")
+        check_temperature(self.temperature)
 
 
 def fit_temperature(

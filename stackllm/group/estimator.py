@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
     estimator
         Any classifier with ``predict_proba``. None: logistic regression.
     quota
-        Places each class has in a group: one number, or one a class in the order of ``classes_``.
+        Places each class has in a group: one number, one a class in the order of ``classes_``, or a
+        mapping from group id to either. A mapping must name the groups of every call, those of
+        ``fit`` only where the temperature is fitted.
     temperature
         Divides the log-probabilities. None: fitted on out-of-fold predictions of the training
         rows, split by group.
@@ -106,10 +109,10 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
             raise ValueError(
                 f"the labels have {len(self.classes_)} class; a classifier needs two or more classes."
             )
-        codes = _codes(groups, X.shape[0])
+        names = self._names(groups, X.shape[0])
         self.estimator_ = clone(self._base()).fit(X, y)
         self.temperature_ = (
-            self._fitted_temperature(X, y, labels, codes)
+            self._fitted_temperature(X, y, labels, names)
             if self.temperature is None
             else float(self.temperature)
         )
@@ -137,7 +140,7 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         rows = self.estimator_.predict_proba(X)
         return posterior(
             rows,
-            _codes(groups, X.shape[0]),
+            self._names(groups, X.shape[0]),
             self.quota,
             temperature=self.temperature_,
             exactly=self.exactly,
@@ -149,6 +152,18 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
+    def _names(self, groups: ArrayLike | None, n_rows: int) -> NDArray[Any]:
+        """The group of each row, by the id that a quota may name it with."""
+        if groups is None:
+            if isinstance(self.quota, Mapping):
+                raise ValueError("quota goes by group, so groups=… must say the group of each row.")
+            return np.arange(n_rows)
+        group_codes(groups)
+        names = np.asarray(groups)
+        if len(names) != n_rows:
+            raise ValueError(f"groups has {len(names)} entries for {n_rows} rows.")
+        return names
+
     def _base(self) -> Any:
         return LogisticRegression() if self.estimator is None else self.estimator
 
@@ -157,10 +172,11 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         X: Any,
         y: NDArray[Any],
         labels: NDArray[np.intp],
-        codes: NDArray[np.intp],
+        names: NDArray[Any],
     ) -> float:
         """On out-of-fold predictions; 1 where no split leaves every class to learn from."""
-        if len(np.unique(codes)) < 2:
+        codes, distinct = group_codes(names)
+        if len(distinct) < 2:
             return 1.0
         folds = inner_folds(codes.astype(str), self.cv, self.random_state)
         oof = np.empty((len(labels), len(self.classes_)))
@@ -169,7 +185,7 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
             if len(np.unique(labels[rest])) < len(self.classes_):
                 return 1.0
             oof[own] = clone(self._base()).fit(X[rest], y[rest]).predict_proba(X[own])
-        return fit_temperature(oof, codes, labels, self.quota, exactly=self.exactly)
+        return fit_temperature(oof, names, labels, self.quota, exactly=self.exactly)
 
     def __sklearn_tags__(self) -> Any:
         """The tags of the classifier inside: what it takes, this takes."""
@@ -180,12 +196,3 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         tags.input_tags.sparse = inner.input_tags.sparse
         tags.input_tags.allow_nan = inner.input_tags.allow_nan
         return tags
-
-
-def _codes(groups: ArrayLike | None, n_rows: int) -> NDArray[np.intp]:
-    if groups is None:
-        return np.arange(n_rows)
-    codes, _ = group_codes(groups)
-    if len(codes) != n_rows:
-        raise ValueError(f"groups has {len(codes)} entries for {n_rows} rows.")
-    return codes

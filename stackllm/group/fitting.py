@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,8 +132,8 @@ def choose_method(
 ) -> FitReport:
     """Fit and compare methods by cross-validation over groups.
 
-    The choice between candidates is itself made inside each fold's training groups, so ``gain`` is
-    what a user can expect on groups with no label.
+    The choice between candidates is itself made by cross-validation inside each fold's training groups,
+    so ``gain`` is what a user can expect on groups with no label.
 
     Parameters
     ----------
@@ -178,15 +180,13 @@ def choose_method(
         return row_losses(answer, truth[rows])
 
     losses = {name: np.empty(len(truth)) for name in candidates}
-    chosen = np.empty(len(truth))
     for fold in range(n_folds):
-        rest, own = folds != fold, folds == fold
-        trained = {}
+        own = folds == fold
         for name in candidates:
-            fitted = fit(name, rest)
-            losses[name][own] = judge(fitted, own)
-            trained[name] = float(judge(fitted, rest).mean())
-        chosen[own] = losses[min(trained, key=trained.__getitem__)][own]
+            losses[name][own] = judge(fit(name, ~own), own)
+    chosen = np.empty(len(truth))
+    for fold, name in enumerate(_choices(candidates, folds, n_folds, fit, judge)):
+        chosen[folds == fold] = losses[name][folds == fold]
     before = row_losses(matrix / matrix.sum(axis=1, keepdims=True), truth)
     scores = {name: float(loss.mean()) for name, loss in losses.items()}
     best = min(scores, key=scores.__getitem__)
@@ -205,6 +205,30 @@ def choose_method(
         n_groups=len(distinct),
         n_folds=n_folds,
     )
+
+
+def _choices(
+    candidates: list[str],
+    folds: NDArray[np.int32],
+    n_folds: int,
+    fit: Callable[[str, NDArray[np.bool_]], Method],
+    judge: Callable[[Method, NDArray[np.bool_]], Floats],
+) -> list[str]:
+    """What each fold's *other* folds choose, by a cross-validation among themselves.
+
+    A method fitted without two folds tells each of the two how it does on the other one. Two folds
+    alone leave nothing to fit on then, so the first candidate is what is judged.
+    """
+    if n_folds < 3 or len(candidates) == 1:
+        return [candidates[0]] * n_folds
+    sums = {name: np.zeros(n_folds) for name in candidates}
+    for one, other in itertools.combinations(range(n_folds), 2):
+        rest = (folds != one) & (folds != other)
+        for name in candidates:
+            method = fit(name, rest)
+            sums[name][one] += judge(method, folds == other).sum()
+            sums[name][other] += judge(method, folds == one).sum()
+    return [min(candidates, key=lambda name: sums[name][fold]) for fold in range(n_folds)]
 
 
 def _candidates(

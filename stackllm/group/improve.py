@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,14 +13,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stackllm.data.files import read_frame, shown
+from stackllm.data.files import check_text, read_frame, shown
 from stackllm.data.submission import ID_NAMES, Submission, read_submission
-from stackllm.errors import DataError, MissingInputError, UsageError
+from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
 from stackllm.group.joining import (
     Groups,
+    Read,
     group_column,
     groups_joined,
     groups_within,
+    id_column,
     join_on_id,
     label_column,
     read_labels,
@@ -134,10 +138,11 @@ def improve(request: Request, columns: Columns | None = None) -> Outcome:
     """
     project = _project()
     named = columns or Columns()
+    read = functools.cache(read_frame)  # a pipe that two options name can be read once only
     sub = _submission(request, named, project)
-    groups = _groups(sub, request, named, project)
-    quota, quota_name = read_quota(request.quota, sub.classes, groups)
-    method, fit = _method(request, named, sub, project)
+    groups = _groups(sub, request, named, project, read)
+    quota, quota_name = read_quota(request.quota, sub.classes, groups, group=named.group, read=read)
+    method, fit = _method(request, named, sub, project, read)
     after = optimise(sub.probabilities, groups.codes, quota, method=method, exactly=request.exactly)
     account: dict[str, Any] = {
         "input": str(request.submission),
@@ -153,10 +158,14 @@ def improve(request: Request, columns: Columns | None = None) -> Outcome:
         **_how(method, groups, quota, request.exactly, len(sub.classes)),
         "fit": fit,
         "score": None,
+        "matched_by_row_number": [],
     }
     if request.truth is not None:
-        labels = _labels(request.truth, sub, named)
+        labels, by_row = _labels(request.truth, sub, named, read)
         account["score"] = _score(sub.probabilities, after, labels, groups.codes)
+        account["matched_by_row_number"] += [str(request.truth)] * by_row
+    if fit is not None:
+        account["matched_by_row_number"] += [str(request.fit_truth)] * fit.pop("by_row")
     return Outcome(sub.replaced(after), account)
 
 
@@ -184,28 +193,44 @@ def _submission(request: Request, named: Columns, project: dict[str, str]) -> Su
         request.submission,
         id_name=named.id,
         id_names=usual,
-        group=lambda header: group_column(header, named.group),
+        # with a name that is not there, what is called like groups is still no class
+        group=lambda header: group_column(header, named.group) or group_column(header, None),
         renormalise=request.renormalise,
     )
 
 
-def _groups(sub: Submission, request: Request, named: Columns, project: dict[str, str]) -> Groups:
+def _groups(
+    sub: Submission, request: Request, named: Columns, project: dict[str, str], read: Read
+) -> Groups:
     own = group_column(sub.frame.columns, named.group)
     if own is not None and request.groups is None:
         return groups_within(sub.path, sub.frame, own)
     test = request.groups or Path(project.get("test", "test.csv"))
     if request.groups is None and not test.exists():
+        if named.group is not None:
+            raise DataError(
+                f'{sub.path}: there is no column "{named.group}". '
+                f"{did_you_mean(named.group, sub.frame.columns)} If it stands in another table, pass "
+                "--groups TEST.csv."
+            )
+        if "test" in project:
+            raise MissingInputError(
+                f'{test}: there is no such file; stackllm.toml names it ([data] test = "…"). Check the '
+                "path, or pass --groups TEST.csv."
+            )
         raise MissingInputError(
             f"{sub.path}: nothing says which rows belong together. Give it a group column "
             "(--group COLUMN), or pass --groups TEST.csv, or name the test table in stackllm.toml "
             '([data] test = "…"), or run where test.csv is.'
         )
     column = named.group or project.get("group")
-    return groups_joined(sub.frame[sub.id], sub.path, test, column, named.id or project.get("id"))
+    return groups_joined(
+        sub.frame[sub.id], sub.path, test, column, named.id or project.get("id"), read
+    )
 
 
 def _method(
-    request: Request, named: Columns, sub: Submission, project: dict[str, str]
+    request: Request, named: Columns, sub: Submission, project: dict[str, str], read: Read
 ) -> tuple[Method, dict[str, Any] | None]:
     if request.fit is None or request.fit_truth is None:
         method = Method(request.method or "posterior")
@@ -224,26 +249,42 @@ def _method(
         groups = groups_within(oof.path, oof.frame, own)
     else:
         column = named.group or project.get("group")
-        groups = groups_joined(oof.frame[oof.id], oof.path, request.fit_truth, column, named.id)
-    quota, _ = read_quota(request.quota, sub.classes, groups)
+        ids = oof.frame[oof.id]
+        groups = groups_joined(ids, oof.path, request.fit_truth, column, named.id, read)
+    if len(groups.names) < 2:
+        raise DataError(
+            f"{oof.path}: it has one group only, and fitting needs two or more: one to fit on and one to "
+            "judge on. Give more groups, or leave out --fit."
+        )
+    quota, _ = read_quota(request.quota, sub.classes, groups, group=named.group, read=read)
+    labels, by_row = _labels(request.fit_truth, oof, named, read)
     report = choose_method(
         oof.probabilities,
         groups.codes,
-        _labels(request.fit_truth, oof, named),
+        labels,
         quota,
         method=request.method,
         exactly=request.exactly,
     )
     told = asdict(report)
     told["method"] = report.method.name
+    told["by_row"] = by_row
     return report.method, told
 
 
-def _labels(path: Path, sub: Submission, named: Columns) -> NDArray[np.intp]:
-    frame = read_frame(path)
+def _labels(
+    path: Path, sub: Submission, named: Columns, read: Read
+) -> tuple[NDArray[np.intp], bool]:
+    """Class index of each row, and whether rows were matched by their number."""
+    frame = read(path)
     column = label_column(path, frame.columns, named.target, sub.id)
-    joined = join_on_id(sub.frame[sub.id], sub.path, frame, path, column, named.id)
-    return read_labels(path, joined, sub.classes, named.labels)
+    check_text(path, frame, [column])
+    # read before they are joined, so that a message counts rows as the file does
+    labels = read_labels(path, frame[column], sub.classes, named.labels)
+    ids, known = sub.frame[sub.id], frame.with_columns(pl.Series(column, labels))
+    joined = join_on_id(ids, sub.path, known, path, column, named.id)
+    by_row = id_column(path, frame, ids, named.id, column) is None
+    return joined.to_numpy().astype(np.intp), by_row
 
 
 def _how(
@@ -280,7 +321,7 @@ def _called(method: Method, batch: Batch) -> str:
 def _score(
     before: Floats, after: Floats, labels: NDArray[np.intp], groups: NDArray[np.intp]
 ) -> dict[str, Any]:
-    from stackllm.data.metrics import bootstrap_error, group_exact_accuracy, row_losses
+    from stackllm.data.metrics import group_exact_accuracy, row_losses
 
     raw = before / before.sum(axis=1, keepdims=True)
     told: dict[str, Any] = {}
@@ -292,15 +333,23 @@ def _score(
         exact[groups[guess != labels]] = 0.0
         told[name] = {
             "log_loss": float(losses[name].mean()),
-            "log_loss_error": bootstrap_error(losses[name], groups),
+            "log_loss_error": _error(losses[name], groups),
             "accuracy": float(hits[name].mean()),
-            "accuracy_error": bootstrap_error(hits[name], groups),
+            "accuracy_error": _error(hits[name], groups),
             "group_exact_accuracy": group_exact_accuracy(guess, labels, groups),
-            "group_exact_accuracy_error": bootstrap_error(exact, np.arange(len(exact))),
+            "group_exact_accuracy_error": _error(exact, np.arange(len(exact))),
         }
     told["gain"] = told["before"]["log_loss"] - told["after"]["log_loss"]
-    told["gain_error"] = bootstrap_error(losses["before"] - losses["after"], groups)
+    told["gain_error"] = _error(losses["before"] - losses["after"], groups)
     return told
+
+
+def _error(values: Floats, groups: NDArray[np.intp]) -> float | None:
+    """Standard error over groups; None where a single group leaves it unknown."""
+    from stackllm.data.metrics import bootstrap_error
+
+    error = bootstrap_error(values, groups)
+    return None if math.isnan(error) else error
 
 
 def describe(account: dict[str, Any]) -> list[str]:
@@ -313,7 +362,8 @@ def describe(account: dict[str, Any]) -> list[str]:
     if account["fit"] is not None:
         lines += _describe_fit(account["fit"])
     settings = account["method"]
-    if account["method"] in {"posterior", "sinkhorn"}:
+    as_it_came = account["temperature"] == 1 and not account["bias"]
+    if account["method"] in {"posterior", "sinkhorn"} or not as_it_came:
         settings += f", temperature {account['temperature']:.4g}"
         settings += ", a bias a class" if account["bias"] else ""
     lines.append(f"method {settings}, quota {account['quota']}")
@@ -321,7 +371,10 @@ def describe(account: dict[str, Any]) -> list[str]:
         lines.append(f"  {entry['how']}: {entry['groups']:,} groups ({entry['reason']})")
     if account["kept"]:
         names = ", ".join(shown(entry["group"]) for entry in account["kept"][:3])
-        lines.append(f"  kept as they came: {names}{', …' if len(account['kept']) > 3 else ''}")
+        kept = "kept as they came" if as_it_came else "kept, but for the temperature"
+        lines.append(f"  {kept}: {names}{', …' if len(account['kept']) > 3 else ''}")
+    for path in account["matched_by_row_number"]:
+        lines.append(f"{path}: no id column, so its rows are matched by row number, from 0")
     if account["score"] is not None:
         lines += _describe_score(account["score"])
     return lines
@@ -330,7 +383,7 @@ def describe(account: dict[str, Any]) -> list[str]:
 def _describe_fit(fit: dict[str, Any]) -> list[str]:
     scores = ", ".join(f"{name} {loss:.4f}" for name, loss in fit["scores"].items())
     lines = [f"cross-validated on {fit['n_groups']:,} groups, log loss: {scores}"]
-    gain = f"{fit['gain']:.4f} ± {fit['gain_error']:.4f}"
+    gain = _with_error(fit["gain"], fit["gain_error"])
     if fit["helps"]:
         lines.append(f"{fit['candidate']} gains {gain} on groups it was not fitted on")
     else:
@@ -343,9 +396,15 @@ def _describe_score(score: dict[str, Any]) -> list[str]:
     for name in ("before", "after"):
         row = score[name]
         parts = [
-            f"{what.replace('_', ' ')} {row[what]:.4f} ± {row[what + '_error']:.4f}"
+            f"{what.replace('_', ' ')} {_with_error(row[what], row[what + '_error'])}"
             for what in ("log_loss", "accuracy", "group_exact_accuracy")
         ]
         lines.append(f"{name:>6}: {', '.join(parts)}")
-    lines.append(f"  gain: log loss {score['gain']:.4f} ± {score['gain_error']:.4f}")
+    lines.append(f"  gain: log loss {_with_error(score['gain'], score['gain_error'])}")
+    if score["gain_error"] is None:
+        lines.append("  one group only, so nothing tells how sure these numbers are")
     return lines
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stackllm.data.files import check_ids, read_frame, shown
-from stackllm.data.submission import ID_NAMES, match_classes, suffixes
-from stackllm.errors import DataError, UsageError, did_you_mean
+from stackllm.data.files import check_ids, check_text, read_frame, shown
+from stackllm.data.submission import ID_NAMES, match_classes, plain_digits, suffixes
+from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
 from stackllm.group.shapes import Quota
 
 GROUP_NAMES = ("group", "group_id", "Question", "question", "prompt", "query")
 LABEL_NAMES = ("target", "label", "class", "y")
+
+Read = Callable[[Path], pl.DataFrame]
+"""Reads a table; one that remembers lets two options name the same pipe."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,19 @@ def groups_within(path: Path, frame: pl.DataFrame, column: str) -> Groups:
     DataError
         If a row has no group.
     """
-    return _groups(path, frame[column], f'column "{column}" of {path}')
+    source = f'column "{column}" of {path}'
+    check_text(path, frame, [column])
+    _check_filled(path, frame[column], source)
+    return _groups(frame[column], source)
 
 
 def groups_joined(
-    ids: pl.Series, sub: Path, path: Path, column: str | None, id_name: str | None
+    ids: pl.Series,
+    sub: Path,
+    path: Path,
+    column: str | None,
+    id_name: str | None,
+    read: Read = read_frame,
 ) -> Groups:
     """Groups from another table, joined on the id.
 
@@ -72,8 +84,10 @@ def groups_joined(
     column
         Its group column. None: one of the usual names.
     id_name
-        Its id column. None: of the same name as that of ``ids``, or ``id`` or ``row_id``, else rows
-        count from 0.
+        Its id column. None: of the same name as that of ``ids``, or ``id`` or ``row_id``, whatever their
+        case; if no column looks like ids, rows count from 0.
+    read
+        Reads the table.
 
     Returns
     -------
@@ -86,7 +100,7 @@ def groups_joined(
     DataError
         If ids are missing on either side, or a row has no group.
     """
-    frame = read_frame(path)
+    frame = read(path)
     found = group_column(frame.columns, column)
     if found is None:
         said = f'no column "{column}"' if column else "no group column"
@@ -94,8 +108,13 @@ def groups_joined(
             f"{path}: there is {said}. {did_you_mean(column or 'group', frame.columns)} "
             "Name it with --group COLUMN."
         )
+    source = f'column "{found}" of {path}'
+    check_text(path, frame, [found])
+    _check_filled(path, frame[found], source)
     joined = join_on_id(ids, sub, frame, path, found, id_name)
-    return _groups(path, joined, f'column "{found}" of {path}')
+    if id_column(path, frame, ids, id_name, found) is None:
+        source += ", matched by row number"
+    return _groups(joined, source)
 
 
 def join_on_id(
@@ -110,21 +129,95 @@ def join_on_id(
     DataError
         If an id occurs twice, or is missing on either side.
     """
-    known = _other_ids(ids.name, path, frame, id_name)
+    found = id_column(path, frame, ids, id_name, column)
+    if found is None:
+        known, what = pl.Series(np.arange(frame.height)).cast(pl.String), "row numbers"
+    else:
+        check_text(path, frame, [found])
+        check_ids(path, frame, found)
+        known, what = frame[found], "ids"
     right = pl.DataFrame({"id": known, "value": frame[column]})
     left = pl.DataFrame({"id": ids})
     absent = left.join(right, on="id", how="anti")["id"]
     surplus = right.join(left, on="id", how="anti")["id"]
     if len(absent) or len(surplus):
         parts = [
-            f"{len(some)} ids of {here} are not in {there} (first: {shown(some[0])})"
-            for some, here, there in ((absent, sub, path), (surplus, path, sub))
+            f"{len(some)} {kind} of {here} are not in {there} (first: {shown(some[0])})"
+            for some, kind, here, there in (
+                (absent, "ids", sub, path),
+                (surplus, what, path, sub),
+            )
             if len(some)
         ]
+        why = f" ({path} has no id column, so its rows count from 0)" if found is None else ""
         raise DataError(
-            f"{' and '.join(parts)}. The two must list the same rows; check the id columns."
+            f"{' and '.join(parts)}{why}. The two must list the same rows; check the id columns."
         )
     return left.join(right, on="id", how="left", maintain_order="left")["value"]
+
+
+def id_column(
+    path: Path, frame: pl.DataFrame, ids: pl.Series, wanted: str | None, beside: str
+) -> str | None:
+    """The id column of a table that is joined to a submission.
+
+    Parameters
+    ----------
+    path, frame
+        The table.
+    ids
+        The submission's ids; the series' name is the id column's.
+    wanted
+        ``--id``. A table that has no column of that name may still have one of a usual name.
+    beside
+        The column that is joined, which is no id.
+
+    Returns
+    -------
+    str or None
+        None if no column looks like ids: then rows count from 0.
+
+    Raises
+    ------
+    DataError
+        If a column looks like ids but its name is another, or two fit, or there is none though one
+        is named.
+    """
+    rest = [name for name in frame.columns if name != beside]
+    for known in dict.fromkeys(filter(None, (wanted, ids.name, *ID_NAMES))):
+        alike = [name for name in rest if name.lower() == known.lower()]
+        if known in alike:
+            return known
+        if len(alike) == 1:
+            return alike[0]
+        if alike:
+            raise DataError(
+                f'{path}: columns "{alike[0]}" and "{alike[1]}" could both hold the ids. '
+                "Say which with --id COLUMN."
+            )
+    likely = next((name for name in rest if _like_ids(frame[name], ids)), None)
+    if likely is not None:
+        raise DataError(
+            f'{path}: column "{likely}" looks like ids, but the id column of the submission is '
+            f'"{ids.name}". Give both one name, or remove "{likely}" to match by row number.'
+        )
+    if wanted is not None:
+        raise DataError(
+            f'{path}: there is no column "{wanted}". {did_you_mean(wanted, frame.columns)}'
+        )
+    return None
+
+
+def _like_ids(column: pl.Series, ids: pl.Series) -> bool:
+    """Is it called like ids and never the same twice, or does it hold the very ids in some order?"""
+    if column.dtype != pl.String or len(column) == 0:
+        return False
+    if _LIKE_ID(column.name):
+        return column.n_unique() == len(column)
+    return len(column) == len(ids) and column.sort().equals(ids.sort())
+
+
+_LIKE_ID = re.compile(r"(^|[^a-zA-Z])(id|Id|ID)s?$|[a-z](Id|ID)s?$|^(index|idx|key)$").search
 
 
 def label_column(path: Path, header: Sequence[str], wanted: str | None, id_name: str) -> str:
@@ -176,33 +269,59 @@ def read_labels(
     DataError
         If a label fits no class, or two readings differ.
     """
-    text = (
-        labels.cast(pl.String).fill_null("").str.strip_chars().str.replace(r"^(-?\d+)\.0+$", "$1")
-    )
+    text = labels.cast(pl.String).fill_null("")
     distinct = text.unique(maintain_order=True).to_list()
-    tables = {
-        "name": {name: j for j, name in enumerate(classes)},
-        "suffix": {suffix: j for j, suffix in enumerate(suffixes(classes))},
-        "position": {str(j): j for j in range(len(classes))},
-    }
-    if reading is not None:
-        tables = {reading: tables[reading]}
-    fitting = {kind: table for kind, table in tables.items() if all(x in table for x in distinct)}
+    tables = {kind: table for kind, table in _readings(classes).items() if reading in {None, kind}}
+    seen = {kind: [table(label) for label in distinct] for kind, table in tables.items()}
+    fitting = {kind: found for kind, found in seen.items() if None not in found}
     if not fitting:
-        _refuse(path, text, distinct, tables, classes)
-    for label in distinct:
-        seen = {kind: table[label] for kind, table in fitting.items()}
-        if len(set(seen.values())) > 1:
-            both = " or ".join(f'column "{classes[j]}" by its {kind}' for kind, j in seen.items())
+        _refuse(path, text, distinct, seen, classes)
+    for label, *found in zip(distinct, *fitting.values(), strict=True):
+        if len(set(found)) > 1:
+            both = " or ".join(
+                f'column "{classes[j or 0]}" by its {kind}'
+                for kind, j in zip(fitting, found, strict=True)
+            )
             raise DataError(
                 f'{path}: label "{label}" can be read as {both}. Say which with --labels '
-                f"{'|'.join(seen)}."
+                f"{'|'.join(fitting)}."
             )
-    table = next(iter(fitting.values()))
+    table = dict(zip(distinct, next(iter(fitting.values())), strict=True))
     return text.replace_strict(table, return_dtype=pl.Int64).to_numpy().astype(np.intp)
 
 
-def read_quota(text: str, classes: Sequence[str], groups: Groups) -> tuple[Quota, str]:
+def _readings(classes: Sequence[str]) -> dict[str, Callable[[str], int | None]]:
+    """Each way to read a label: from its text to a class, or None."""
+    names = {name: j for j, name in enumerate(classes)}
+    plain = {_plain(name): j for j, name in enumerate(classes)}
+    ends = {suffix: j for j, suffix in enumerate(suffixes(classes))}
+    places = {str(j): j for j in range(len(classes))}
+    if len(plain) < len(classes):
+        plain = {}  # "4" and "4.0" are two classes here
+
+    def by_name(label: str) -> int | None:
+        return names.get(label, plain.get(_plain(label)))
+
+    return {
+        "name": by_name,
+        "suffix": lambda label: ends.get(_plain(label), ends.get(plain_digits(_plain(label)))),
+        "position": lambda label: places.get(plain_digits(_plain(label))),
+    }
+
+
+def _plain(text: str) -> str:
+    """Without spaces around, and whole numbers without a fraction of zeros."""
+    return re.sub(r"^(-?[0-9]+)\.0+$", r"\1", text.strip())
+
+
+def read_quota(
+    text: str,
+    classes: Sequence[str],
+    groups: Groups,
+    *,
+    group: str | None = None,
+    read: Read = read_frame,
+) -> tuple[Quota, str]:
     """The quota that an option names, and how to call it.
 
     Parameters
@@ -214,6 +333,11 @@ def read_quota(text: str, classes: Sequence[str], groups: Groups) -> tuple[Quota
         Names of the class columns.
     groups
         The groups that a file by group must name.
+    group
+        The file's column of groups, if it is called so. None: one of the usual names, else the only one
+        that is no class.
+    read
+        Reads the file.
 
     Returns
     -------
@@ -224,6 +348,8 @@ def read_quota(text: str, classes: Sequence[str], groups: Groups) -> tuple[Quota
     ------
     UsageError
         If it is neither numbers nor a file.
+    MissingInputError
+        If it looks like a file's name, and there is no such file.
     DataError
         If the file's numbers are not whole, or a group is missing or named twice.
     """
@@ -236,12 +362,14 @@ def read_quota(text: str, classes: Sequence[str], groups: Groups) -> tuple[Quota
             )
         return (numbers[0] if len(numbers) == 1 else np.array(numbers)), text
     path = Path(text)
-    if not path.exists():
+    if path.suffix.lower() in {".csv", ".parquet", ".pq"} and not path.exists():
+        raise MissingInputError(f"{path}: there is no such file. Check the path after --quota.")
+    if not text.strip() or not path.exists():
         raise UsageError(
             f"--quota {shown(text)[1:-1]}: neither a whole number, nor {len(classes)} of them separated by "
             "commas, nor a file that exists."
         )
-    frame = read_frame(path)
+    frame = read(path)
     columns = match_classes(path, frame.columns, classes)
     values = _whole(path, frame, columns)
     rest = [name for name in frame.columns if name not in columns]
@@ -251,7 +379,15 @@ def read_quota(text: str, classes: Sequence[str], groups: Groups) -> tuple[Quota
                 f"{path}: {len(values)} rows and no column of groups. Add one, or keep one row for all."
             )
         return values[0], str(path)
-    return _by_group(path, frame[group_column(rest, None) or rest[0]], values, groups), str(path)
+    column = group_column(rest, group) or group_column(rest, None)
+    if column is None and len(rest) > 1:
+        raise DataError(
+            f"{path}: several columns are no class ({', '.join(map(shown, rest[:5]))}). "
+            "Say which holds the groups with --group COLUMN."
+        )
+    column = column or rest[0]
+    check_text(path, frame, [column])
+    return _by_group(path, frame[column], values, groups), str(path)
 
 
 def _by_group(
@@ -273,13 +409,14 @@ def _by_group(
 def _whole(path: Path, frame: pl.DataFrame, columns: list[str]) -> NDArray[np.int64]:
     result = []
     for name in columns:
-        cells = frame[name].str.strip_chars()
-        odd = ~cells.str.contains(r"^\d{1,9}$").fill_null(False)
+        check_text(path, frame, [name])
+        cells = frame[name].str.strip_chars().str.replace(r"\.0*$", "")
+        odd = ~cells.str.contains(r"^[0-9]{1,9}$").fill_null(False)
         if odd.any():
             row = int(odd.arg_max() or 0)
             raise DataError(
                 f"{path}: quotas are whole numbers of 0 or more; column {shown(name)} row {row + 1} "
-                f"holds {shown(cells[row])}."
+                f"holds {shown(frame[name][row])}. Mend that cell."
             )
         result.append(cells.cast(pl.Int64).to_numpy())
     return np.stack(result, axis=1)
@@ -289,11 +426,11 @@ def _refuse(
     path: Path,
     text: pl.Series,
     distinct: list[str],
-    tables: dict[str, dict[str, int]],
+    seen: dict[str, list[int | None]],
     classes: Sequence[str],
 ) -> None:
-    nearest = max(tables.values(), key=lambda table: sum(label in table for label in distinct))
-    odd = next(label for label in distinct if label not in nearest)
+    nearest = min(seen.values(), key=lambda found: found.count(None))
+    odd = distinct[nearest.index(None)]
     row = int((text == odd).arg_max() or 0)
     names = ", ".join(f'"{name}"' for name in classes[:8]) + (", …" if len(classes) > 8 else "")
     raise DataError(
@@ -302,13 +439,16 @@ def _refuse(
     )
 
 
-def _groups(path: Path, column: pl.Series, source: str) -> Groups:
+def _check_filled(path: Path, column: pl.Series, source: str) -> None:
     blank = (column.is_null() | (column == "")).fill_null(True)
     if blank.any():
         raise DataError(
             f"{path}: {blank.sum()} rows have no group (first: row {int(blank.arg_max() or 0) + 1}); "
             f"they come from {source}. Fill them in."
         )
+
+
+def _groups(column: pl.Series, source: str) -> Groups:
     # neighbours mostly share a group, so comparing them first leaves far fewer texts to look up
     runs = column.rle_id()
     firsts = pl.DataFrame({"name": column.filter(runs.diff().fill_null(1) != 0)})
@@ -319,14 +459,3 @@ def _groups(path: Path, column: pl.Series, source: str) -> Groups:
     ].to_numpy()
     codes = code_of_run[runs.to_numpy()].astype(np.intp, copy=False)
     return Groups(codes, tuple(names.to_list()), source)
-
-
-def _other_ids(name: str, path: Path, frame: pl.DataFrame, wanted: str | None) -> pl.Series:
-    if wanted is not None and wanted in frame.columns:
-        found: str | None = wanted
-    else:
-        found = next((known for known in (name, *ID_NAMES) if known in frame.columns), None)
-    if found is None:
-        return pl.Series("id", np.arange(frame.height)).cast(pl.String)
-    check_ids(path, frame, found)
-    return frame[found]

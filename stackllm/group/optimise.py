@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from stackllm.errors import UsageError, did_you_mean
 from stackllm.group.assignment import assign_of, one_hot
-from stackllm.group.blend import BlendParams, blend
+from stackllm.group.blend import BlendParams, blend_of
 from stackllm.group.calibration import Calibration
 from stackllm.group.posterior import posterior_of
-from stackllm.group.shapes import Floats, Quota, check_probabilities, plan
+from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, kept_rows, plan
 from stackllm.group.sinkhorn import sinkhorn_of
+from stackllm.group.tempering import tempered
 
 METHODS = ("posterior", "assignment", "blend", "sinkhorn", "none")
 
@@ -29,7 +29,7 @@ class Method:
         ``posterior`` (exact marginals), ``assignment`` (the likeliest, 0/1), ``blend`` (assignment
         and raw mixed), ``sinkhorn`` (balanced rows and columns) or ``none``.
     calibration
-        Temperature and bias, used by ``posterior`` and ``sinkhorn``.
+        Temperature and bias: what is done to the rows before anything else.
     blend
         Coefficients, used by ``blend``. The default is what suits predictions that are right about
         two times in three; better is :func:`stackllm.group.fitting.fit_method`.
@@ -42,7 +42,7 @@ class Method:
     def __post_init__(self) -> None:
         if self.name not in METHODS:
             raise UsageError(
-                f'there is no method "{self.name}". {did_you_mean(self.name, METHODS)}'
+                f'there is no method "{self.name}". {did_you_mean(str(self.name), METHODS)}'
             )
 
     @property
@@ -73,14 +73,13 @@ def optimise(
     method
         A name, or a fitted :class:`Method`.
     temperature
-        Divides the log-probabilities of ``posterior`` and ``sinkhorn``. None: what ``method`` says,
-        else 1.
+        Divides the log-probabilities before anything else. None: what ``method`` says, else 1.
 
     Returns
     -------
     numpy.ndarray
         Shape ``(n_rows, n_classes)``; every row sums to 1. Groups that do not fit their quotas keep
-        their row probabilities.
+        their tempered row probabilities.
 
     Raises
     ------
@@ -94,61 +93,42 @@ def optimise(
     >>> optimise([[0.9, 0.1], [0.5, 0.5]], ["q", "q"], method="assignment").tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    chosen = Method(method) if isinstance(method, str) else method
+    chosen = method if isinstance(method, Method) else Method(method)
     if temperature is not None:
         calibration = Calibration(temperature, chosen.calibration.bias)
         chosen = Method(chosen.name, calibration, chosen.blend)
-    return _APPLY[chosen.name](
-        check_probabilities(probabilities, groups), groups, quota, chosen, exactly
-    )
+    matrix = check_probabilities(probabilities, groups)
+    batches = [] if chosen.name == "none" else plan(groups, matrix.shape[1], quota, exactly=exactly)
+    return _APPLY[chosen.name](matrix, batches, chosen)
 
 
-def _posterior(
-    matrix: Floats, groups: ArrayLike, quota: Quota, method: Method, exactly: bool | ArrayLike
-) -> Floats:
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
+def _posterior(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
     return posterior_of(matrix, batches, method.calibration.temperature, method.bias)
 
 
-def _sinkhorn(
-    matrix: Floats, groups: ArrayLike, quota: Quota, method: Method, exactly: bool | ArrayLike
-) -> Floats:
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
+def _sinkhorn(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
     return sinkhorn_of(matrix, batches, method.calibration.temperature, method.bias)
 
 
-def _assignment(
-    matrix: Floats, groups: ArrayLike, quota: Quota, method: Method, exactly: bool | ArrayLike
-) -> Floats:
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-    result = one_hot(assign_of(matrix, batches), matrix.shape[1])
-    for batch in batches:
-        if batch.how == "rows":
-            result[batch.rows] = _normalised(matrix[batch.rows])
+def _assignment(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
+    labels = assign_of(matrix, batches, method.calibration.temperature, method.bias)
+    result = one_hot(labels, matrix.shape[1])
+    rows = kept_rows(batches)
+    result[rows] = tempered(matrix[rows], method.calibration.temperature, method.bias)
     return result
 
 
-def _blend(
-    matrix: Floats, groups: ArrayLike, quota: Quota, method: Method, exactly: bool | ArrayLike
-) -> Floats:
-    return blend(matrix, groups, method.blend, quota, exactly=exactly)
+def _blend(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
+    labels = assign_of(matrix, batches, method.calibration.temperature, method.bias)
+    alone = tempered(matrix, method.calibration.temperature, method.bias)
+    return blend_of(alone, batches, labels, method.blend)
 
 
-def _none(
-    matrix: Floats, groups: ArrayLike, quota: Quota, method: Method, exactly: bool | ArrayLike
-) -> Floats:
-    return _normalised(matrix)
+def _none(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
+    return tempered(matrix, method.calibration.temperature, method.bias)
 
 
-def _normalised(matrix: Floats) -> Floats:
-    """Rows that sum to 1; those that do already are left as they are, to the last digit."""
-    total = matrix.sum(axis=-1, keepdims=True)
-    result: Floats = np.where(np.abs(total - 1) < 1e-12, matrix, matrix / total)
-    return result
-
-
-_Apply = Callable[[Floats, ArrayLike, Quota, Method, bool | ArrayLike], Floats]
-_APPLY: dict[str, _Apply] = {
+_APPLY: dict[str, Callable[[Floats, list[Batch], Method], Floats]] = {
     "posterior": _posterior,
     "assignment": _assignment,
     "blend": _blend,

@@ -24,7 +24,7 @@ from stackllm.group.shapes import (
     check_probabilities,
     plan,
 )
-from stackllm.group.tempering import check_tempering, log_weights, softmax
+from stackllm.group.tempering import check_tempering, log_weights, tempered
 
 
 def posterior(
@@ -143,13 +143,12 @@ def _part(
     """Rows to posterior for some groups of one shape: ``(n_groups, n_rows, n_classes)``."""
     if batch.how == "exact":
         return marginals(part, batch.quota, batch.exactly, temperature, bias, out)
-    logs = log_weights(part, temperature, bias)
     if batch.how == "rows":
-        found = softmax(logs)
+        found = tempered(part, temperature, bias)
     else:
         from stackllm.group.bethe import bethe  # loads scipy.special, which few need
 
-        found = bethe(logs, batch.quota, batch.exactly)
+        found = bethe(log_weights(part, temperature, bias), batch.quota, batch.exactly)
     if out is not None:
         out[:] = found
     return found

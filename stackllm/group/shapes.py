@@ -118,6 +118,12 @@ def plan(
     return batches
 
 
+def kept_rows(batches: list[Batch]) -> NDArray[np.intp]:
+    """The rows whose groups have no allowed assignment: each of them stays on its own."""
+    rows = [batch.rows.ravel() for batch in batches if batch.how == "rows"]
+    return np.concatenate([np.zeros(0, dtype=np.intp), *rows])
+
+
 def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
     """Number the groups: ``(codes, names)`` with ``names[codes] == groups``.
 
@@ -126,7 +132,7 @@ def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
     DataError
         If ``groups`` is not one-dimensional or its values cannot be told apart (None, NaN).
     """
-    values = np.asarray(groups)
+    values = _array(groups, "groups")
     if values.ndim != 1:
         raise DataError(
             f"groups must be one id a row, shape (n_rows,); its shape is {values.shape}."
@@ -135,9 +141,11 @@ def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
         raise DataError(f"groups is NaN in row {int(np.isnan(values).argmax())} (counted from 0).")
     if values.dtype.kind in "iu" and len(values):
         low, span = int(values.min()), int(values.max()) - int(values.min()) + 1
-        if span <= 4 * len(values):  # counting is many times faster than sorting
-            seen = np.bincount(values - low, minlength=span) > 0
-            return (np.cumsum(seen) - 1)[values - low], np.flatnonzero(seen) + low
+        # counting is many times faster than sorting; small types would overflow on the way
+        if span <= 4 * len(values) and abs(low) + span < 2**62:
+            offset = values.astype(np.int64, copy=False) - low
+            seen = np.bincount(offset, minlength=span) > 0
+            return (np.cumsum(seen) - 1)[offset], np.flatnonzero(seen) + low
     try:
         names, codes = np.unique(values, return_inverse=True)
     except TypeError as error:
@@ -178,8 +186,14 @@ def check_probabilities(probabilities: ArrayLike, groups: ArrayLike) -> Floats:
         If the shape is not ``(n_rows, n_classes)`` with a group a row, or a value is NaN, infinite
         or negative, or a row is all zero.
     """
-    matrix = np.asarray(probabilities, dtype=np.float64)
-    n_groups = np.shape(groups)
+    matrix = _array(probabilities, "probabilities")
+    if matrix.dtype.kind not in "biuf":
+        raise DataError(
+            f"probabilities must be numbers, shape (n_rows, n_classes); they are {matrix.dtype}. "
+            "Convert them to floats."
+        )
+    matrix = matrix.astype(np.float64, copy=False)
+    n_groups = _array(groups, "groups").shape
     if matrix.ndim != 2 or not matrix.shape[1] or n_groups != matrix.shape[:1]:
         raise DataError(
             "probabilities must be (n_rows, n_classes) with one group id a row; "
@@ -198,6 +212,13 @@ def check_probabilities(probabilities: ArrayLike, groups: ArrayLike) -> Floats:
         f"probabilities must be finite, not negative, and not all zero in a row; {int(bad.sum())} "
         f"rows are otherwise (first: row {first}, counted from 0: {matrix[first].tolist()[:10]})."
     )
+
+
+def _array(values: ArrayLike, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{name} must be an array whose rows are equally long: {error}.") from error
 
 
 def count_states(n_rows: int, quota: tuple[int, ...]) -> int:
@@ -229,12 +250,13 @@ def _how(
         return "rows", f"{size} rows for {needed} places that must be filled"
     states = count_states(size, quota)
     if states > max_states:
-        return "bethe", f"{states:,} states, more than {max_states:,}"
+        shown = f"{states:,}" if states < 10**15 else f"about 10^{len(str(states)) - 1}"
+        return "bethe", f"{shown} states, more than {max_states:,}"
     return "exact", f"{states:,} states"
 
 
 def _quota_row(quota: int | ArrayLike, n_classes: int) -> NDArray[np.int64]:
-    given = np.asarray(quota)
+    given = _array(quota, "quota")
     if given.shape not in {(), (n_classes,)}:
         raise UsageError(
             f"quota must be one number, or one a class ({n_classes}); its shape is {given.shape}."

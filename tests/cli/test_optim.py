@@ -368,3 +368,124 @@ def test_it_loads_neither_torch_nor_scikit_learn_nor_lightgbm(folder: Path) -> N
         check=True,
     )
     assert told.stderr.strip() == "[]"
+
+
+def test_an_id_column_of_another_case_is_found_and_one_of_another_name_refused(
+    folder: Path,
+) -> None:
+    frame = table(folder / "test.csv").sample(fraction=1.0, shuffle=True, seed=2)
+    frame.rename({"id": "ID"}).write_csv(folder / "case.csv")
+    by_case = run(folder, "sub.csv", "--groups", "case.csv", "-o", "-")
+    assert by_case.stdout == run(folder, "sub.csv", "-o", "-").stdout != ""
+    frame.rename({"id": "test_id"}).write_csv(folder / "other.csv")
+    said = refused(folder, 65, "sub.csv", "--groups", "other.csv")
+    assert 'column "test_id" looks like ids' in said
+    frame.rename({"id": "sample"}).write_csv(folder / "values.csv")
+    said = refused(folder, 65, "sub.csv", "--groups", "values.csv")
+    assert 'column "sample" looks like ids' in said
+
+
+def test_matching_by_row_number_is_always_said(folder: Path) -> None:
+    frame = pl.read_csv(folder / "sub.csv").with_columns(pl.col("id").cast(pl.Int64))
+    frame.write_csv(folder / "plain.csv")
+    table(folder / "test.csv").drop("id").write_csv(folder / "rows.csv")
+    table(folder / "solution.csv").drop("id").write_csv(folder / "truth.csv")
+    told = run(folder, "plain.csv", "--groups", "rows.csv", "--truth", "truth.csv").stdout
+    assert 'column "Question" of rows.csv, matched by row number' in told
+    assert "truth.csv: no id column, so its rows are matched by row number" in told
+
+
+def test_suffixes_with_leading_zeros_are_numbers(folder: Path) -> None:
+    names = {f"target_{j}": f"target_{j + 1:02d}" for j in range(3)}
+    table(folder / "sub.csv").rename(names).write_csv(folder / "padded.csv")
+    truth = table(folder / "solution.csv")
+    truth.with_columns(pl.col("target") + 1).write_csv(folder / "truth.csv")
+    scores = [
+        json.loads(run(folder, sub, "--truth", labels, "--json").stdout)["score"]
+        for sub, labels in (("padded.csv", "truth.csv"), ("sub.csv", "solution.csv"))
+    ]
+    assert scores[0] == scores[1]
+    truth.with_columns(pl.col("target").clip(1, 2)).write_csv(folder / "either.csv")
+    (folder / "padded.optim.csv").unlink()
+    assert "--labels suffix|position" in refused(folder, 65, "padded.csv", "--truth", "either.csv")
+
+
+def test_one_group_has_a_score_but_no_error(folder: Path) -> None:
+    (folder / "one.csv").write_text("id,group,a,b\n1,q,0.6,0.4\n2,q,0.5,0.5\n")
+    (folder / "truth.csv").write_text("id,target\n1,a\n2,b\n")
+    told = run(folder, "one.csv", "--truth", "truth.csv", "--json")
+    assert json.loads(told.stdout)["score"]["gain_error"] is None
+    assert "nan" not in run(folder, "one.csv", "--truth", "truth.csv").stdout
+
+
+@pytest.mark.parametrize("column", ["id", "group", "a"])
+def test_lists_in_a_parquet_file_are_refused(folder: Path, column: str) -> None:
+    frame = pl.DataFrame({"id": ["1"], "group": ["q"], "a": [0.5], "b": [0.5]})
+    frame.with_columns(pl.concat_list(column)).write_parquet(folder / "in.parquet")
+    assert f'column "{column}" holds List' in refused(folder, 65, "in.parquet")
+
+
+def test_names_that_are_not_utf8_links_in_a_ring_and_narrow_terminals(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsdecode(b"x\xff.csv")
+    (folder / name).write_bytes((folder / "sub.csv").read_bytes())
+    assert run(folder, name).returncode == 0
+    assert (folder / os.fsdecode(b"x\xff.optim.csv")).is_file()
+    (folder / "ring").symlink_to("ring")
+    assert "symbolic links" in refused(folder, 74, "sub.csv", "-o", "ring")
+    text = "id,group,a,b\n1,q€,0.6,0.4\n2,q€,0.5,0.5\n"
+    (folder / "euro.csv").write_text(text)
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    told = run(folder, "euro.csv", "--quota", "0")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "q\\u20ac" in told.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams(folder: Path, closed: str) -> None:
+    table(folder / "sub.csv").write_parquet(folder / "sub.parquet")
+    code = "from stackllm.cli import main; main()"
+    output = "-" if closed == ">&-" else "out.csv"
+    told = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'exec "$0" -c "{code}" optim sub.parquet -o {output} {closed}',
+            sys.executable,
+        ],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == (74 if closed == ">&-" else 0)
+    assert b"Traceback" not in told.stderr
+
+
+def test_labels_to_fit_on_may_come_through_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with subprocess.Popen(["sh", "-c", "cat train.csv > pipe"], cwd=folder) as writer:
+        told = run(folder, "sub.csv", "--fit", "oof.csv", "--fit-truth", "pipe")
+        writer.kill()
+    assert told.returncode == 0, told.stderr
+
+
+def test_messages_name_the_column_the_row_and_the_file_that_are_wrong(folder: Path) -> None:
+    (folder / "extra.csv").write_text("id,group,a,b,fold\n1,q,0.6,0.4,0\n2,q,0.5,0.5,1\n")
+    assert 'without column "fold"' in refused(folder, 65, "extra.csv")
+    (folder / "two.csv").write_text("id,a,b\n1,0.5,0.5\n2,0.5,0.5\n")
+    (folder / "blank.csv").write_text("id,Question\n2,q\n1,\n")
+    assert "first: row 2)" in refused(folder, 65, "two.csv", "--groups", "blank.csv")
+    assert "nofile.csv" in refused(folder, 66, "sub.csv", "--quota", "nofile.csv")
+
+
+@pytest.mark.parametrize("method", ["posterior", "assignment", "blend", "sinkhorn", "none"])
+def test_groups_that_are_kept_are_tempered_and_nothing_else(folder: Path, method: str) -> None:
+    (folder / "in.csv").write_text("id,group,a,b\n" + "".join(f"{i},q,0.8,0.2\n" for i in range(3)))
+    told = run(folder, "in.csv", "--method", method).stdout
+    assert method == "none" or "kept as they came" in told
+    assert pl.read_csv(folder / "in.optim.csv")["a"].to_list() == [0.8] * 3
+    told = run(folder, "in.csv", "--method", method, "--temperature", "2").stdout
+    assert method == "none" or "kept, but for the temperature" in told
+    assert pl.read_csv(folder / "in.optim.csv")["a"].to_list() == pytest.approx([2 / 3] * 3)

@@ -67,3 +67,13 @@ def test_a_group_list_of_another_length_is_refused() -> None:
     X, y, _ = grouped(5)
     with pytest.raises(ValueError, match="groups has 3 entries for 20 rows"):
         GroupPosterior().fit(X, y, groups=[1, 2, 3])
+
+
+def test_a_quota_by_group_goes_by_the_ids_of_the_groups() -> None:
+    X, y, groups = grouped(30)
+    quota = {10 * g: [4, 0, 0, 0] if g == 7 else 1 for g in range(30)}
+    model = GroupPosterior(temperature=1.0, quota=quota).fit(X, y, groups=10 * groups)
+    found = model.predict(X[groups == 7], groups=np.full(4, 70))
+    assert found.tolist() == [0] * 4
+    with pytest.raises(ValueError, match="quota goes by group"):
+        model.predict(X)

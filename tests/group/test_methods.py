@@ -188,3 +188,17 @@ def test_importing_the_mathematics_loads_no_heavy_package() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("n_sure", [2, 3])
+def test_sinkhorn_goes_on_until_the_columns_fit(n_sure) -> None:
+    p = np.vstack([np.eye(4)[[0] * n_sure], np.full((4 - n_sure, 4), 0.25)])
+    found = sinkhorn(p, np.zeros(4, int), exactly=True)
+    assert found.sum(axis=0) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_choice_on_few_groups_is_not_the_one_that_fits_them_best() -> None:
+    p, groups, labels = predictions(6, n_classes=4)
+    report = choose_method(p, groups, labels)
+    assert report.scores["blend"] > report.scores["posterior"]
+    assert report.gain == pytest.approx(report.before - report.scores[report.candidate])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -295,3 +296,32 @@ def test_options_without_sense_are_refused(options, said) -> None:
 def test_a_quota_mapping_must_name_every_group() -> None:
     with pytest.raises(DataError, match="no places for 1 of 2 groups \\(first: 'b'\\)"):
         posterior([[0.5, 0.5]] * 2, ["a", "b"], {"a": 1})
+
+
+@pytest.mark.parametrize("n", [8, 14])
+def test_belief_propagation_splits_what_several_rows_are_sure_of(n) -> None:
+    sure = np.arange(n)
+    sure[:5] = [0, 0, 2, 2, 2]
+    p = np.eye(n)[sure]
+    found = posterior(p, np.zeros(n, int), max_states=0)
+    assert np.abs(found - posterior(p, np.zeros(n, int))).max() < 0.05
+
+
+def test_belief_propagation_with_many_places_is_fast_enough() -> None:
+    p = np.random.default_rng(0).dirichlet(np.ones(7), 210)
+    start = time.process_time()
+    posterior(p, np.zeros(210, int), 30)
+    assert time.process_time() - start < 4  # it was 11 s
+
+
+def test_groups_in_a_small_type_and_things_that_are_no_numbers() -> None:
+    groups = np.repeat(np.arange(-100, 50, dtype=np.int8), 2)
+    p = np.random.default_rng(0).dirichlet(np.ones(2), 300)
+    assert np.array_equal(posterior(p, groups), posterior(p, groups.astype(int)))
+    assert posterior(p[:1], [2**63]) == pytest.approx(p[:1])
+    with pytest.raises(DataError, match="probabilities must be numbers"):
+        posterior([["x", "y"]], [0])
+    with pytest.raises(DataError, match="equally long"):
+        posterior([[0.5, 0.5], [1.0]], [0, 0])
+    with pytest.raises(UsageError, match="temperature must be between"):
+        posterior(p[:1], [0], temperature=None)
