@@ -96,7 +96,7 @@ def encode(
     dtype, reason = choose_dtype(params.dtype)
     identity = digest(
         VERSION, revision_of(params.backbone), dtype, params.depths, _TEMPLATE,
-        params.max_question_tokens, params.max_response_tokens,
+        params.max_question_tokens, params.max_response_tokens, params.batch_tokens,
     )  # fmt: skip
     keys = [
         digest(question, response)

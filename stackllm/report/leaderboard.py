@@ -41,7 +41,7 @@ def leaderboard(
         calibrated one by one; accuracy of the posterior; area under the curve of the raw
         probabilities, one against the rest; seconds of fitting and predicting) and, with ``truth``, ``test_one_fold`` (posterior by the models of
         one fold, averaged: what the out-of-fold score estimates), ``test_raw, test_posterior,
-        test_se`` (by all folds together: what is submitted).
+        test_se`` (by all folds together: what is submitted, but for decoders that were refitted).
     """
     return pl.concat(
         member_scores(played.number, played.posteriors, design, timings, truth) for played in rounds

@@ -77,10 +77,10 @@ def times(folder):
 
 def test_seeds_times_folds_are_units_and_only_new_ones_are_run(contest, backbone):
     (contest / "stackllm.toml").write_text(CONFIG)
-    assert stackllm("features", "--quiet", cwd=contest).returncode == 0
+    assert stackllm("features", "--quiet", "--jobs", "1", cwd=contest).returncode == 0
     alone = times(contest)
     configure(contest, backbone, layers=2)
-    told = stackllm("features", "--json", cwd=contest)
+    told = stackllm("features", "--json", "--jobs", "1", cwd=contest)
     assert told.returncode == 0, told.stderr
     names = {entry["model"] for entry in json.loads(told.stdout)["leaderboard"]}
     assert names == {"lexical", "decoder"}
@@ -91,7 +91,7 @@ def test_seeds_times_folds_are_units_and_only_new_ones_are_run(contest, backbone
         f"members/decoder/round0_fold{fold}_seed{seed}" for seed in (0, 1) for fold in (0, 1)
     }
     configure(contest, backbone, seeds=(0, 1, 2), layers=2)
-    assert stackllm("features", "--quiet", cwd=contest).returncode == 0
+    assert stackllm("features", "--quiet", "--jobs", "1", cwd=contest).returncode == 0
     second = times(contest)
     assert {path: second[path] for path in first} == first
     assert len(set(second) - set(first)) == 2
@@ -108,7 +108,7 @@ def submissions(*paths):
 
 def test_rounds_refitting_and_new_groups(contest, backbone):
     root = contest / "artifacts/run"
-    run = ("run", "--rounds", "1", "--json", "--truth", "solution.csv")
+    run = ("run", "--jobs", "1", "--rounds", "1", "--json", "--truth", "solution.csv")
     configure(contest, backbone, layers=2)
     told = stackllm(*run, cwd=contest)
     assert told.returncode == 0, told.stderr
@@ -216,7 +216,7 @@ def test_a_loss_that_is_no_number_names_its_unit_and_keeps_its_steps(contest, ba
     assert all(entry["tokens_per_second"] > 0 for entry in lines)
     assert not times(contest)
     configure(contest, backbone, seeds=[3], layers=2)
-    assert stackllm("features", "--quiet", cwd=contest).returncode == 0
+    assert stackllm("features", "--quiet", "--jobs", "1", cwd=contest).returncode == 0
     assert not list((contest / "artifacts").rglob("live/*"))  # all is in the units' metrics.jsonl
 
 
@@ -274,11 +274,11 @@ def test_what_makes_no_sense_is_one_sentence(contest, backbone):
         '"some"': "trainable_layers must be 1 or more, or \"all\", not 'some'",
     }.items():
         configure(contest, backbone, layers=layers)
-        told = stackllm("features", "--quiet", cwd=contest)
+        told = stackllm("features", "--quiet", "--jobs", "1", cwd=contest)
         assert told.returncode in (2, 65)
         assert sentence in told.stderr
         assert "Traceback" not in told.stderr
     configure(contest, "/no/such/folder")
-    told = stackllm("features", "--quiet", cwd=contest)
+    told = stackllm("features", "--quiet", "--jobs", "1", cwd=contest)
     assert told.returncode == 66
     assert "there is no such folder" in told.stderr
