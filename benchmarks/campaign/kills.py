@@ -114,7 +114,8 @@ def _strike(stage: Stage, folder: Path, number: signal.Signals, delay: float) ->
     if process.poll() is not None:
         raise MissedError
     inside = stage.name == "optim" or started_units(folder) > 0
-    os.kill(process.pid, number)
+    strike = os.killpg if number == signal.SIGINT else os.kill  # a terminal's goes to all
+    strike(process.pid, number)
     asked = time.monotonic()
     _, said = process.communicate(timeout=120)
     took = time.monotonic() - asked

@@ -37,6 +37,7 @@ class Processes:
 
     def submit(self, root: Path, task: Task) -> Future[float]:
         """Start a unit in an idle worker."""
+        _start_trackers()
         while True:
             try:
                 with _without_interrupts():  # a worker is started by the first unit that it gets
@@ -76,6 +77,27 @@ class Processes:
         self.drop(list(self._busy))
         while self._idle:
             self._idle.pop().shutdown(wait=False, kill_workers=True)
+
+
+def _start_trackers() -> None:
+    """Start what clears up after killed workers, loky's and Python's own, unless they are there.
+
+    Starting Python's unblocks Ctrl-C, so they must be there before a worker is started; and what
+    they find to clear up is no news to a user.
+    """
+    from multiprocessing import resource_tracker
+
+    from joblib.externals.loky.backend.resource_tracker import ensure_running
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        ensure_running()
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextlib.contextmanager

@@ -3,11 +3,14 @@
 import os
 import signal
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from pool_work import die, die_once, doze, fail, nap, write
 
 from stackllm.engine.local import Engine, Task
+from stackllm.engine.processes import Processes
 from stackllm.engine.progress import Reporter
 from stackllm.errors import DataError, StorageError
 from stackllm.store.units import make_unit, state
@@ -79,3 +82,20 @@ def test_a_worker_killed_from_outside(engine):
     os.kill(int((engine.root / "pid-x").read_text()), signal.SIGKILL)
     engine.ensure("work", [task(f"more{i}") for i in range(4)])
     assert all(done(engine, *(f"more{i}" for i in range(4))))
+
+
+def test_ctrl_c_never_reaches_a_worker_while_it_starts():
+    """A terminal sends it to all; an import that it hits would end in a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        pytest.skip("this system has no signal masks")
+    pool = Processes(1)
+    try:
+        handle = pool.submit(Path(), Task(make_unit("stage/x", 1), os.getpid))
+        mine = psutil.Process().children()
+        worker = next(it for it in mine if any("popen_loky" in word for word in it.cmdline()))
+        blocked = Path(f"/proc/{worker.pid}/status").read_text().split("SigBlk:")[1].split()[0]
+        assert int(blocked, 16) & 1 << signal.SIGINT - 1
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        del handle
+    finally:
+        pool.close()
