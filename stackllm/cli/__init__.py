@@ -82,10 +82,15 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every foreseen error becomes one sentence and an exit code."""
     from stackllm.cli.signals import StoppedError, catch_signals, farewell
+    from stackllm.engine import ranks
 
+    if ranks.rank():
+        ranks.follow()
+        sys.exit(0)
     catch_signals()
     try:
-        status = cli.main(prog_name="stackllm", standalone_mode=False)
+        with ranks.leading():
+            status = cli.main(prog_name="stackllm", standalone_mode=False)
     except StackllmError as error:
         click.echo(f"error: {error}" if error.exit_code else str(error), err=True)
         status = error.exit_code

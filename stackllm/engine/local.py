@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from stackllm.engine import ranks
 from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
 from stackllm.store.atomic import storage_errors
+from stackllm.store.checkpoints import checkpoints_of, discard
 from stackllm.store.units import REUSED, Unit, publish, quarantine, state
 
 ATTEMPTS = 3
@@ -70,12 +72,15 @@ class Task:
         Its arguments: small values and paths.
     here
         Run it in this process, because it holds what would be costly to send.
+    together
+        If there are several ranks (:mod:`stackllm.engine.ranks`), all of them compute it.
     """
 
     unit: Unit
     function: Callable[..., None]
     args: tuple[Any, ...] = ()
     here: bool = False
+    together: bool = False
 
 
 class Pool(Protocol):
@@ -176,9 +181,11 @@ class Engine:
 
     def _results(self, label: str, tasks: list[Task], n_jobs: int) -> Iterator[tuple[Task, float]]:
         for task in tasks:
-            if task.here or self.pool is None:
+            if self.pool is None or _stays(task):
+                if task.together:
+                    ranks.call(self.root, task)
                 yield task, run_task(self.root, task)
-        away = [task for task in tasks if not task.here]
+        away = [task for task in tasks if not _stays(task)]
         if self.pool and away:
             yield from self._pooled(label, self.pool, away, min(n_jobs, self.n_jobs))
 
@@ -223,17 +230,24 @@ class Engine:
             file.write(line + "\n")
 
 
+def _stays(task: Task) -> bool:
+    """Is a task computed by this process, whatever pool there is?"""
+    return task.here or (task.together and ranks.size() > 1)
+
+
 def run_task(root: Path, task: Task) -> float:
     """Compute and publish a unit on one thread; gives the seconds it took."""
     from threadpoolctl import threadpool_limits
 
     def fill(folder: Path) -> None:
-        with taking_notes(notes_path(root, task.unit.path)):  # gone before the unit is there
+        notes = notes_path(root, task.unit.path)
+        with taking_notes(notes), checkpoints_of(root, task.unit):  # notes go before the unit comes
             task.function(folder, *task.args)
 
     started = time.perf_counter()
     with threadpool_limits(1):
         publish(root, task.unit, fill)
+    discard(root, task.unit)
     return time.perf_counter() - started
 
 

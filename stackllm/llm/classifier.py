@@ -63,6 +63,14 @@ class Batch:
     states: Any
     mask: Any
 
+    def to(self, device: Any) -> Batch:
+        """The same batch on a device."""
+
+        def move(tensor: Any) -> Any:
+            return None if tensor is None else tensor.to(device)
+
+        return Batch(move(self.ids), move(self.states), move(self.mask))
+
 
 def new_classifier(
     backbone: str,
@@ -272,6 +280,11 @@ def _targets(model: Any, lora: LoraParams) -> list[str]:
         if isinstance(module, torch.nn.Linear)
     }
     return sorted(linear)
+
+
+def trained(model: Any) -> dict[str, Any]:
+    """The parameters that training changes, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def head(model: Any) -> Any:

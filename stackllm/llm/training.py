@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from stackllm.engine.progress import note
-from stackllm.errors import StackllmError, UsageError
-from stackllm.llm.classifier import HEAD, Batch, logits
+from stackllm.engine import ranks
+from stackllm.errors import StorageError, UsageError
+from stackllm.llm.classifier import Batch, logits, trained
+from stackllm.llm.resuming import load_batch_size
+from stackllm.llm.trainer import TrainingError, make_trainer
+from stackllm.store.checkpoints import checkpoint
 
 Collate = Callable[[np.ndarray], Batch]
 """Rows, int ``(n,)``, as a batch on the CPU."""
@@ -70,12 +69,6 @@ class TrainingParams:
             raise UsageError("[member.training] warmup and label_smoothing must be in [0, 1).")
 
 
-class TrainingError(StackllmError):
-    """A fine-tuning that cannot go on: its loss is no number any more."""
-
-    exit_code = 65
-
-
 def train(
     model: Any,
     rows: np.ndarray,
@@ -114,37 +107,53 @@ def train(
     validate
         Gives the loss that ``params.patience`` watches, after each epoch. None: no early stopping.
 
+    A training that was cut off goes on from its last state on disk, to the same weights.
+
     Raises
     ------
     TrainingError
         If the loss is not finite.
+    StorageError
+        If memory does not even hold one row a pass.
     """
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
+    from stackllm.llm.callbacks import EarlyStopping, History, Saving
+
     smoothed = (1 - params.label_smoothing) * labels + params.label_smoothing / labels.shape[1]
-    items = [
-        {"row": int(row), "labels": label.astype(np.float32), "weight": float(weight)}
-        for row, label, weight in zip(rows, smoothed, weights, strict=True)
-    ]
-    of_a_step = params.batch_size * params.accumulation
-    batch_size = params.batch_size
-    start = {name: value.detach().clone() for name, value in _trained(model).items()}
+    start = {name: value.detach().clone() for name, value in trained(model).items()}
+    before = checkpoint()
+    batch_size = params.batch_size if before is None else load_batch_size(before)
     while True:
         try:
-            trainer = _trainer(model, items, lengths, collate, params, batch_size, of_a_step, seed)
-            trainer.add_callback(_history(history, batch_size))
+            trainer = make_trainer(
+                model, rows, smoothed, weights, lengths, collate, params, batch_size, seed
+            )
+            record = History(history, batch_size, before)
+            trainer.add_callback(record)
+            stopping = None
             if validate is not None:
-                trainer.add_callback(_early_stopping(model, validate, params.patience, history))
-            trainer.train()
-            _check_finite(model, "after the last step")
+                stopping = EarlyStopping(model, validate, params.patience, record, before)
+                trainer.add_callback(stopping)
+            trainer.add_callback(Saving(trainer, record, stopping))
+            trainer.train(resume_from_checkpoint=None if before is None else str(before))
+            if not is_finite(model):
+                raise TrainingError(
+                    "weights are no numbers after the last step. Lower learning_rate."
+                )
             break
         except RuntimeError as error:
             of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-            if batch_size == 1 or not of_memory:
+            if not of_memory:
                 raise
-            batch_size = next(n for n in range(batch_size // 2, 0, -1) if of_a_step % n == 0)
-            for name, value in _trained(model).items():
+            if batch_size == 1 or ranks.size() > 1:
+                raise StorageError(
+                    f"out of memory with {batch_size} rows a pass. Lower batch_size (and raise accumulation "
+                    'as much), max_length_answer or trainable_layers, or take precision "nf4".'
+                ) from error
+            batch_size, before = batch_size // 2, None
+            for name, value in trained(model).items():
                 value.data.copy_(start[name])
             model.zero_grad(set_to_none=True)
 
@@ -201,7 +210,7 @@ def read(
     while at < len(order):
         try:
             with torch.inference_mode():
-                found = function(model, _moved(collate(rows[order[at : at + batch_size]]), device))
+                found = function(model, collate(rows[order[at : at + batch_size]]).to(device))
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
@@ -215,190 +224,8 @@ def read(
     return back
 
 
-def _history(path: Path, batch_size: int) -> Any:
-    """A callback that writes every step's loss as it comes, and tells those who watch how fast it goes."""
-    from transformers import TrainerCallback
-
-    path.write_text("")
-
-    class History(TrainerCallback):  # type: ignore[misc]
-        """One JSON object a line."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.started = time.perf_counter()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" not in (logs or {}):
-                return
-            step, of = state.global_step, state.max_steps
-            seconds = time.perf_counter() - self.started
-            speed = {
-                "tokens_per_second": round(state.num_input_tokens_seen / seconds, 1),
-                "seconds_left": round(seconds / step * (of - step), 1),
-            }
-            _record(path, {"step": step, "of": of, "batch_size": batch_size, **logs}, **speed)
-
-    return History()
-
-
-def _record(path: Path, entry: dict[str, Any], **speed: float) -> None:
-    """Write a line of the history; its speed goes to those who watch only, so that files are the same again."""
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-    note({**entry, **speed})
-
-
-def _early_stopping(model: Any, validate: Callable[[], float], patience: int, history: Path) -> Any:
-    """A callback that stops when held-out groups gain no more, and takes the best epoch's weights."""
-    from transformers import TrainerCallback
-
-    class EarlyStopping(TrainerCallback):  # type: ignore[misc]
-        """Watches the loss after each epoch."""
-
-        def __init__(self) -> None:
-            self.losses: list[float] = []
-            self.best: dict[str, Any] = {}
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            model.eval()
-            self.losses.append(validate())
-            model.train()
-            _record(history, {"epoch": state.epoch, "held_loss": self.losses[-1]})
-            if self.losses[-1] <= min(self.losses):
-                self.best = {name: p.detach().clone() for name, p in _trained(model).items()}
-            at = self.losses.index(min(self.losses))
-            control.should_training_stop |= len(self.losses) - 1 - at >= patience
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            for name, value in _trained(model).items():
-                value.data.copy_(self.best[name])
-
-    return EarlyStopping()
-
-
-def _trainer(
-    model: Any,
-    items: list[dict[str, Any]],
-    lengths: np.ndarray,
-    collate: Collate,
-    params: TrainingParams,
-    batch_size: int,
-    of_a_step: int,
-    seed: int,
-) -> Any:
-    import torch
-    from transformers import Trainer, TrainingArguments
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-
-    class Network(torch.nn.Module):  # type: ignore[misc]
-        """The classifier as a module of its own, so that distributed training can wrap it."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.classifier = model
-
-        def forward(self, batch: Batch) -> torch.Tensor:
-            scores: torch.Tensor = logits(self.classifier, batch)
-            return scores
-
-    class WeightedTrainer(Trainer):  # type: ignore[misc]
-        """Cross-entropy against label probabilities, a weight a row, rows of like length together."""
-
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
-            scores, labels = model(inputs["batch"]), inputs["labels"]
-            losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
-            self.state.num_input_tokens_seen += int(inputs["batch"].mask.sum())
-            # the step's entries, not the pass's: each row counts alike however a step is cut
-            entries = labels.numel() if num_items_in_batch is None else num_items_in_batch
-            loss = (losses * inputs["weight"]).sum() * labels.shape[1] / entries
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {self.state.global_step + 1}. "
-                    "Lower learning_rate, or take bfloat16 or float32 weights."
-                )
-            return (loss, scores) if return_outputs else loss
-
-        def _prepare_input(self, data: Any) -> Any:
-            return (
-                _moved(data, self.args.device)
-                if isinstance(data, Batch)
-                else (super()._prepare_input(data))
-            )
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            generator = torch.Generator().manual_seed(seed)
-            return LengthGroupedSampler(of_a_step, lengths=lengths.tolist(), generator=generator)
-
-    def gather(chosen: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "batch": collate(np.array([item["row"] for item in chosen])),
-            "labels": torch.from_numpy(np.stack([item["labels"] for item in chosen])),
-            "weight": torch.tensor([item["weight"] for item in chosen]),
-        }
-
-    network = Network()
-    arguments = TrainingArguments(
-        output_dir=tempfile.gettempdir(),  # nothing is written there: the unit saves the model
-        num_train_epochs=params.epochs,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=of_a_step // batch_size,
-        lr_scheduler_type="cosine",
-        warmup_steps=params.warmup,
-        max_grad_norm=params.max_grad_norm,
-        seed=seed,
-        data_seed=seed,
-        save_strategy="no",
-        logging_steps=1,
-        report_to=list(params.report_to),
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
-    named = _trained(network)
-    groups = [
-        {"params": [p for name, p in named.items() if f".{HEAD}." not in name],
-         "lr": params.learning_rate, "weight_decay": params.weight_decay},
-        {"params": [p for name, p in named.items() if f".{HEAD}." in name],
-         "lr": params.head_learning_rate, "weight_decay": params.weight_decay},
-    ]  # fmt: skip
-    trainer = WeightedTrainer(
-        model=network,
-        args=arguments,
-        train_dataset=items,
-        data_collator=gather,
-        optimizers=(torch.optim.AdamW(groups), None),
-    )
-    trainer.model_accepts_loss_kwargs = True  # compute_loss is told how many rows a step has
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ == "PrinterCallback":
-            trainer.remove_callback(callback)
-    return trainer
-
-
-def _check_finite(model: Any, when: str) -> None:
+def is_finite(model: Any) -> bool:
+    """Are all trained weights numbers?"""
     import torch
 
-    for name, value in _trained(model).items():
-        if not torch.isfinite(value).all():
-            raise TrainingError(f"{name} is no number {when}. Lower learning_rate.")
-
-
-def _trained(model: Any) -> dict[str, Any]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
-def _moved(batch: Batch, device: Any) -> Batch:
-    def move(tensor: Any) -> Any:
-        return None if tensor is None else tensor.to(device)
-
-    return Batch(move(batch.ids), move(batch.states), move(batch.mask))
+    return all(bool(torch.isfinite(value).all()) for value in trained(model).values())

@@ -16,6 +16,7 @@ import numpy as np
 
 from stackllm.data.folds import inner_folds
 from stackllm.data.metrics import log_loss
+from stackllm.engine import ranks
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import (
     EMBEDDED,
@@ -37,15 +38,17 @@ from stackllm.llm.classifier import (
     upper_layers,
 )
 from stackllm.llm.prompts import PromptParams, make_prompts
-from stackllm.llm.training import Collate, TrainingParams, read, train
+from stackllm.llm.trainer import TrainingError
+from stackllm.llm.training import Collate, TrainingParams, is_finite, read, train
 from stackllm.llm.training import predict as predict_rows
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
 from stackllm.members.linear import choose_penalty, logistic
 from stackllm.members.targets import Targets
+from stackllm.store.checkpoints import LAST_GOOD, keep
 from stackllm.store.digest import digest
 
-VERSION = 2
+VERSION = 3
 
 _SETTINGS = "decoder.json"
 _PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)
@@ -158,13 +161,16 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     def validate() -> float:
         return log_loss(predict_rows(model, held.rows, lengths[held.rows], collate), held.labels)
 
-    with upper_layers(model, params.n_trained):
-        if params.warm_head:
-            _warm_head(model, inputs.groups, fitted, lengths, collate, seed)
-        train(
-            model, rows, labels / weights[:, None], weights, lengths[rows], collate,
-            training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
-        )  # fmt: skip
+    try:
+        with upper_layers(model, params.n_trained):
+            if params.warm_head:
+                _warm_head(model, inputs.groups, fitted, lengths, collate, seed)
+            train(
+                model, rows, labels / weights[:, None], weights, lengths[rows], collate,
+                training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
+            )  # fmt: skip
+    except TrainingError as error:
+        raise TrainingError(f"{error}{_keep_last_good(model)}") from error
     save_classifier(model, folder)
     content = {"n_classes": targets.n_classes, "params": dataclasses.asdict(params)}
     (folder / _SETTINGS).write_text(json.dumps(content, indent=1))
@@ -191,6 +197,14 @@ def _hold_out(
         return targets, targets.only(np.zeros(len(targets.rows), dtype=bool))
     held = inner_folds(inputs.groups[targets.rows].astype(str), 5, seed) == 0
     return targets.only(~held), targets.only(held & targets.given)
+
+
+def _keep_last_good(model: Any) -> str:
+    """Save the weights of before a step that failed, and say where; nothing if they are no numbers."""
+    if ranks.rank() or not is_finite(model):
+        return ""
+    kept = keep(lambda folder: save_classifier(model, folder), "adapter", LAST_GOOD)
+    return f" The weights of before that step are kept in {kept}." if kept else ""
 
 
 def _warm_head(

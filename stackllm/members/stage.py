@@ -12,7 +12,7 @@ from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError
 from stackllm.llm.encode import workers
-from stackllm.llm.training import TrainingError
+from stackllm.llm.trainer import TrainingError
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import Keys
 from stackllm.members.crossfit import CrossFit, Design, Fit
@@ -88,6 +88,7 @@ def _tasks(
             ),
             fit_member,
             (member, place, inputs, seed + place.seed),
+            together=kind.of_gpu,
         )
         for place in [*places_of(member, fits, design), *full_places(member, design)]
     ]  # fmt: skip

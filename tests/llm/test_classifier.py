@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from helpers import digests
+from small_decoders import LORA, N_CLASSES, make_inputs, make_params, make_rows, make_targets
 
 from stackllm.data.metrics import log_loss
 from stackllm.engine.local import Engine
@@ -21,52 +22,9 @@ from stackllm.llm.training import TrainingError, TrainingParams
 from stackllm.llm.trunk import TrunkParams, cache_trunk
 from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams
-from stackllm.members.inputs import Inputs, save_texts, save_trunk, trunk_folder
-from stackllm.members.targets import Targets
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gemma2", "gemma3_text")
 PRECISIONS = ("float32", "bfloat16", "int8", "nf4")
-N_CLASSES = 3
-LORA = LoraParams(r=2, dropout=0.0)
-
-
-def make_rows(n_groups: int = 6) -> pl.DataFrame:
-    """Questions with three answers each; an answer's last word tells its class."""
-    draw = np.random.default_rng(0)
-    words = lambda n: " ".join(f"w{i}" for i in draw.integers(10, 200, n))  # noqa: E731
-    rows = [
-        (question, words(draw.integers(0, 6)) + f" w{label}")
-        for question in (words(5) for _ in range(n_groups))
-        for label in range(N_CLASSES)
-    ]
-    return pl.DataFrame(rows, schema=["question", "response"], orient="row")
-
-
-def make_inputs(folder, params: DecoderParams, rows: pl.DataFrame) -> Inputs:
-    stand = folder / "inputs"
-    stand.mkdir(exist_ok=True)
-    save_texts(stand, rows)
-    if params.trunk:
-        table = cache_trunk(rows, params.trunk, Engine(folder / "cache", 1, Reporter(quiet=True)))
-        (folder / trunk_folder("inputs", params.trunk)).mkdir(exist_ok=True)
-        save_trunk(folder / trunk_folder("inputs", params.trunk), table)
-    empty = np.zeros((len(rows), 0))
-    return Inputs(np.repeat(np.arange(len(rows) // 3), 3), empty, empty, (), {}, stand)
-
-
-def make_targets(rows: pl.DataFrame) -> Targets:
-    n = len(rows)
-    every = np.ones(n)
-    return Targets(np.arange(n), np.arange(n) % 3, every, every.astype(bool), N_CLASSES)
-
-
-def make_params(backbone: str, layers=2, precision="float32", **changes) -> DecoderParams:
-    defaults = {
-        "prompt": PromptParams(max_length_prompt=4, max_length_answer=8),
-        "lora": LORA,
-        "training": TrainingParams(epochs=1, batch_size=4, learning_rate=1e-2),
-    }
-    return DecoderParams(backbone, precision, layers, **{**defaults, **changes})
 
 
 def batches_of(params, inputs, tokenizer, rows):
@@ -271,7 +229,7 @@ def test_weights_that_are_no_numbers_after_the_last_step_stop_it(make_backbone, 
     head(model).weight.register_hook(
         lambda gradient: gradient * float("nan")
     )  # as an overflow does
-    with upper_layers(model, 2), pytest.raises(TrainingError, match="no number after the last"):
+    with upper_layers(model, 2), pytest.raises(TrainingError, match="no numbers after the last"):
         training.train(
             model, np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, collate,
             params.training, 0, tmp_path / "metrics.jsonl",

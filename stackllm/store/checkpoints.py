@@ -1,0 +1,89 @@
+"""How far an unfinished unit is: states that it resumes from, as units of their own.
+
+Where they stand and whose they are is set by whoever runs the unit (:func:`checkpoints_of`), so that
+what computes it need not know. They are verified like all units, and removed once theirs is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
+
+RESUME, LAST_GOOD = "checkpoints", "last_good"
+"""Folders below the root: states to go on from, and weights of before a failure, to look at."""
+
+_OWNER: ContextVar[tuple[Path, Unit] | None] = ContextVar("owner", default=None)
+
+
+@contextmanager
+def checkpoints_of(root: Path, unit: Unit) -> Iterator[None]:
+    """Let :func:`checkpoint` and :func:`keep` mean ``unit`` inside."""
+    token = _OWNER.set((root, unit))
+    try:
+        yield
+    finally:
+        _OWNER.reset(token)
+
+
+def checkpoint() -> Path | None:
+    """Folder of the newest sound state of the unit at work; None if it starts anew."""
+    owner = _OWNER.get()
+    if owner is None:
+        return None
+    root, unit = owner
+    for folder in reversed(_stored(root, RESUME, unit)):
+        own = _of(RESUME, unit, folder.name)
+        found = state(root, own)
+        if found == REUSED:
+            return folder
+        if found == "corrupt":
+            quarantine(root, own)
+    return None
+
+
+def keep(fill: Callable[[Path], None], name: str, kind: str = RESUME) -> Path | None:
+    """Store a state of the unit at work; the ones before go once it stands.
+
+    Parameters
+    ----------
+    fill
+        Gets a folder and writes the state's files into it.
+    name
+        Of the state; the newest comes last in the alphabet.
+    kind
+        :data:`RESUME` or :data:`LAST_GOOD`.
+
+    Returns
+    -------
+    Path or None
+        Where it stands; None outside of units, where nothing is stored.
+    """
+    owner = _OWNER.get()
+    if owner is None:
+        return None
+    root, unit = owner
+    before = _stored(root, kind, unit)
+    folder = publish(root, _of(kind, unit, name), fill)
+    for other in before:
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def discard(root: Path, unit: Unit) -> None:
+    """Remove what was stored of a unit on its way."""
+    for kind in (RESUME, LAST_GOOD):
+        shutil.rmtree(root / kind / unit.path, ignore_errors=True)
+
+
+def _of(kind: str, unit: Unit, name: str) -> Unit:
+    return make_unit(f"{kind}/{unit.path}/{name}", 1, unit.key)
+
+
+def _stored(root: Path, kind: str, unit: Unit) -> list[Path]:
+    return sorted((root / kind / unit.path).glob("[!.]*"))
