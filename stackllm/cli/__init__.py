@@ -85,8 +85,7 @@ def main() -> None:
     from stackllm.engine import ranks
 
     if ranks.rank():
-        ranks.follow()
-        sys.exit(0)
+        sys.exit(ranks.follow())
     catch_signals()
     try:
         with ranks.leading():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,7 +28,7 @@ _talk: list[Any] = []
 
 def size() -> int:
     """How many processes there are; 1 for a command that was typed as it is."""
-    return int(os.environ["WORLD_SIZE"]) if "MASTER_ADDR" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
 
 
 def rank() -> int:
@@ -48,18 +49,29 @@ def join() -> None:
     _talk[:] = [distributed.new_group(backend="gloo", timeout=_PATIENCE)]
 
 
-def follow() -> None:
-    """Compute along with rank 0 until it is done. What goes wrong with a unit, rank 0 says."""
+def follow() -> int:
+    """Compute along with rank 0 until it is done. What goes wrong with a unit, rank 0 says.
+
+    Returns
+    -------
+    int
+        Exit status: 1 if rank 0 went away or this process's share could not be computed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us ends us with rank 0
-    join()
-    while (work := from_first(None)) is not None:
-        root, task = work
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            checkpoints_of(root, task.unit),
-            contextlib.suppress(StackllmError),
-        ):
-            task.function(Path(folder), *task.args)
+    try:
+        join()
+        while (work := from_first(None)) is not None:
+            root, task = work
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                checkpoints_of(root, task.unit),
+                contextlib.suppress(StackllmError),
+            ):
+                task.function(Path(folder), *task.args)
+    except RuntimeError as error:  # of torch: a closed connection, a GPU without memory
+        print(f"rank {rank()}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+        return 1
+    return 0
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for small_decoders.py
+sys.path.append(str(Path(__file__).parent))  # for small_decoders.py
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gemma2", "gemma3_text")
 
