@@ -6,11 +6,13 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stackllm.data.table import TableParams
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.llm.backbone import Attention, Devices, Dtype, Precision
 from stackllm.llm.encode import EncoderParams
+from stackllm.llm.prompts import Keep
 from stackllm.llm.rater import RaterParams
 from stackllm.llm.transport import ServerParams
 from stackllm.members.boosting import BoostingParams
@@ -77,6 +79,12 @@ class Settings:
     external: tuple[ExternalParams, ...] = ()
     recipes: tuple[str, ...] = ()
 
+
+_CHOICES = {
+    "Dtype": get_args(Dtype), "Precision": get_args(Precision), "Attention": get_args(Attention),
+    "Devices": get_args(Devices), "Keep": get_args(Keep),
+}  # fmt: skip
+"""What a setting that is declared as one of a few words may be."""
 
 _SECTIONS = ("data", "run", "encoder", "rater", "server", "stack", "pseudo")
 
@@ -205,7 +213,7 @@ def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
     if "float" in declared and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     kinds = {
-        "str": str, "Literal": str, "Dtype": str, "Precision": str, "Keep": str,
+        "str": str, "Literal": str, **dict.fromkeys(_CHOICES, str),
         "bool": bool, "int": int, "float": float, "tuple": tuple,
     }  # fmt: skip
     wanted = tuple(
@@ -218,6 +226,8 @@ def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
         return value
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise DataError(f"{where} must be {declared}, such as {default!r}, not {value!r}.")
+    if declared in _CHOICES and value not in _CHOICES[declared]:
+        raise UsageError(f'{where} must be one of {", ".join(_CHOICES[declared])}, not "{value}".')
     return value
 
 

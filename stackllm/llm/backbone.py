@@ -20,6 +20,9 @@ from stackllm.store.units import REUSED, make_unit, publish, state
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+Devices = Literal["one", "all"]
+
 QUANTISED = ("int8", "nf4")
 """Precisions of weights that bitsandbytes packs and computes with in another."""
 
@@ -191,9 +194,13 @@ def load_backbone(
 
 
 @functools.lru_cache(maxsize=1)
-def frozen_model(name: str, dtype: Precision) -> tuple[Any, Any]:
-    """A frozen decoder LLM and its tokenizer, loaded once a process; see :func:`load_backbone`."""
-    model, tokenizer = load_model("AutoModelForCausalLM", name, dtype, echo=lambda _: None)
+def frozen_model(
+    name: str, dtype: Precision, attention: Attention = "auto", devices: Devices = "one"
+) -> tuple[Any, Any]:
+    """A frozen decoder LLM and its tokenizer, loaded once a process; see :func:`load_model`."""
+    model, tokenizer = load_model(
+        "AutoModelForCausalLM", name, dtype, lambda _: None, attention, devices
+    )
     model.requires_grad_(False)
     model.eval()
     return model, tokenizer
@@ -204,6 +211,8 @@ def load_model(
     name: str,
     precision: str,
     echo: Callable[[str], None] = print,
+    attention: Attention = "auto",
+    devices: Devices = "one",
     **options: Any,
 ) -> tuple[Any, Any]:
     """Weights and tokenizer of a decoder LLM, on the GPU where there is one.
@@ -217,6 +226,12 @@ def load_model(
     precision
         A :data:`Precision`, but not ``"auto"``: see :func:`choose_dtype`. ``"int8"`` and ``"nf4"``
         quantise with bitsandbytes.
+    attention
+        How attention is computed; ``"auto"`` is what transformers takes for the model. Whatever is
+        not ``"auto"`` or ``"eager"`` may want a package or a GPU of its own.
+    devices
+        On ``"one"`` GPU, this process's, or its layers shared out over ``"all"``, which is for models
+        that are too large for one. Without a GPU both mean the CPU.
     options
         Further arguments of ``from_pretrained``.
 
@@ -239,7 +254,11 @@ def load_model(
 
     options |= {"local_files_only": True} if Path(location).exists() else {}
     options |= {"trust_remote_code": False, **weights_options(precision)}
-    if torch.cuda.is_available():
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    if devices == "all":
+        options["device_map"] = "auto"
+    elif torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
     shared = {
         key: options[key] for key in ("local_files_only", "trust_remote_code") if key in options

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.errors import UsageError
-from stackllm.llm.backbone import load_model, quiet_libraries
+from stackllm.llm.backbone import Attention, Devices, load_model, quiet_libraries
 
 HEAD = "score"
 """What transformers calls the head of every decoder for sequence classification."""
@@ -79,8 +79,12 @@ def new_classifier(
     lora: LoraParams,
     n_trained: int | None,
     seed: int,
+    attention: Attention = "auto",
+    devices: Devices = "one",
 ) -> tuple[Any, Any]:
     """A backbone with fresh adapters on its top ``n_trained`` layers (None: on all), and a fresh head.
+
+    ``attention`` and ``devices`` are as for :func:`stackllm.llm.backbone.load_model`.
 
     Returns
     -------
@@ -103,7 +107,9 @@ def new_classifier(
         "AutoModelForSequenceClassification",
         backbone,
         precision,
-        echo=lambda _: None,
+        lambda _: None,
+        attention,
+        devices,
         num_labels=n_classes,
     )
     n_layers = count_layers(model)
@@ -129,7 +135,14 @@ def new_classifier(
     return adapted, tokenizer
 
 
-def load_classifier(folder: Path, backbone: str, precision: str, n_classes: int) -> tuple[Any, Any]:
+def load_classifier(
+    folder: Path,
+    backbone: str,
+    precision: str,
+    n_classes: int,
+    attention: Attention = "auto",
+    devices: Devices = "one",
+) -> tuple[Any, Any]:
     """A classifier that :func:`save_classifier` wrote, ready to predict."""
     quiet_libraries()
     from peft import PeftModel
@@ -138,7 +151,9 @@ def load_classifier(folder: Path, backbone: str, precision: str, n_classes: int)
         "AutoModelForSequenceClassification",
         backbone,
         precision,
-        echo=lambda _: None,
+        lambda _: None,
+        attention,
+        devices,
         num_labels=n_classes,
     )
     model = PeftModel.from_pretrained(model, folder)
@@ -177,7 +192,7 @@ def last_states(model: Any, batch: Batch) -> Any:
         use_cache=False,
     ).last_hidden_state
     rows = torch.arange(len(hidden), device=hidden.device)
-    return hidden[rows, batch.mask.sum(1) - 1]
+    return hidden[rows, (batch.mask.sum(1) - 1).to(hidden.device)]
 
 
 @contextmanager

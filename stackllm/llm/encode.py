@@ -7,8 +7,10 @@ from the whole table, so a stopped run goes on with the very batches it would ha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -17,6 +19,8 @@ from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError, UsageError
 from stackllm.llm.backbone import (
     EMBEDDED,
+    Attention,
+    Devices,
     Dtype,
     choose_dtype,
     frozen_model,
@@ -30,6 +34,8 @@ from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
 VERSION = 1
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class EncoderParams:
     batch_tokens
         Response tokens of a batch; a batch is always whole groups. None takes 1,024 on a CPU and
         16,384 on a GPU.
+    attention, devices
+        As for :func:`stackllm.llm.backbone.load_model`.
     """
 
     backbone: str = EMBEDDED
@@ -57,6 +65,8 @@ class EncoderParams:
     max_question_tokens: int = 96
     max_response_tokens: int = 128
     batch_tokens: int | None = None
+    attention: Attention = "auto"
+    devices: Devices = "one"
 
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
@@ -97,6 +107,7 @@ def encode(
     identity = digest(
         VERSION, revision_of(params.backbone), dtype, params.depths, _TEMPLATE,
         params.max_question_tokens, params.max_response_tokens, params.batch_tokens,
+        params.attention,
     )  # fmt: skip
     keys = [
         digest(question, response)
@@ -136,7 +147,7 @@ def encode_shard(
     """Read ``(question, response, key)`` rows and write ``keys``, ``pooled`` and ``likelihood``."""
     import torch
 
-    model, tokenizer = frozen_model(params.backbone, dtype)
+    model, tokenizer = frozen_model(params.backbone, dtype, params.attention, params.devices)
     use_one_thread()
     depth = model.config.get_text_config().num_hidden_layers
     layers = tuple(max(1, round(share * depth)) for share in params.depths)
@@ -150,7 +161,7 @@ def encode_shard(
         max_length=2**30,
     )
     prompts = make_prompts(tokenizer, ((question, text) for question, text, _ in rows), shape)
-    results = [read_group_batch(model, batch, layers) for batch in batches(prompts, budget)]
+    results = read_in_batches(prompts, budget, lambda batch: read_group_batch(model, batch, layers))
     np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
     np.save(folder / "pooled.npy", np.concatenate([pooled for pooled, _ in results]))
     np.save(folder / "likelihood.npy", np.concatenate([measured for _, measured in results]))
@@ -190,6 +201,36 @@ def batches(prompts: list[Prompt], budget: int) -> list[list[Prompt]]:
             n_rows, width = len(prompt.responses), longest
         batches[-1].append(prompt)
     return batches
+
+
+def read_in_batches(
+    prompts: list[Prompt], budget: int, read: Callable[[list[Prompt]], Read]
+) -> list[Read]:
+    """What ``read`` gives for batches of ``budget`` tokens; of half as many where memory runs out.
+
+    Raises
+    ------
+    StorageError
+        If memory does not even hold one group.
+    """
+    import torch
+
+    results: list[Read] = []
+    waiting = batches(prompts, budget)
+    while waiting:
+        try:
+            results.append(read(waiting[0]))
+        except torch.OutOfMemoryError as error:
+            if len(waiting[0]) == 1:
+                raise StorageError(
+                    f"out of memory with one group of {len(waiting[0][0].responses)} texts. Lower the most "
+                    "tokens that are read of a text, or take a smaller backbone or precision."
+                ) from error
+            middle = len(waiting[0]) // 2
+            waiting[:1] = [waiting[0][:middle], waiting[0][middle:]]
+            continue
+        waiting.pop(0)
+    return results
 
 
 def known_rows(root: Path, folder: str) -> dict[str, tuple[Path, int]]:

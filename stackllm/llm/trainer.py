@@ -147,11 +147,12 @@ def make_trainer(
             return_outputs: bool = False,
             num_items_in_batch: Any = None,
         ) -> Any:
-            scores, labels = model(inputs["batch"]), inputs["labels"]
+            scores = model(inputs["batch"])
+            labels, share = (inputs[name].to(scores.device) for name in ("labels", "share"))
             losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
             self.state.num_input_tokens_seen += int(inputs["batch"].mask.sum()) * ranks.size()
             # ranks' gradients are averaged, and the loss is the sum over all of them
-            loss = (losses * inputs["share"]).sum() * ranks.size()
+            loss = (losses * share).sum() * ranks.size()
             of_all = self.accelerator.reduce(loss.detach(), "mean")
             if not torch.isfinite(of_all):
                 raise TrainingError(
@@ -204,6 +205,9 @@ def make_trainer(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
     network = Network()
+    placed = getattr(model.get_base_model(), "hf_device_map", None)
+    if placed is not None:  # on its devices, where it stays
+        network.hf_device_map = placed
     named = trained(network)
     groups = [
         {"params": [p for name, p in named.items() if f".{HEAD}." not in name],

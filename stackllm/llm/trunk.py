@@ -19,6 +19,8 @@ import polars as pl
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError
 from stackllm.llm.backbone import (
+    Attention,
+    Devices,
     check_length,
     compute_dtype,
     frozen_model,
@@ -27,7 +29,7 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.classifier import check_layers, count_layers, lower_layers
-from stackllm.llm.encode import batches, known_rows, plan_shards, workers
+from stackllm.llm.encode import known_rows, plan_shards, read_in_batches, workers
 from stackllm.llm.encoder import read_prompts
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
 from stackllm.store.digest import digest
@@ -55,19 +57,23 @@ class TrunkParams:
         How many layers at the top are left to train: the trunk ends below them.
     prompt
         Template and lengths.
+    attention, devices
+        As for :func:`stackllm.llm.backbone.load_model`.
     """
 
     backbone: str
     precision: str
     trainable_layers: int
     prompt: PromptParams
+    attention: Attention = "auto"
+    devices: Devices = "one"
 
     @property
     def identity(self) -> str:
         """Digest of everything but the texts."""
         return digest(
             VERSION, revision_of(self.backbone), self.precision, compute_dtype(self.precision),
-            self.trainable_layers, self.prompt,
+            self.trainable_layers, self.prompt, self.attention,
         )  # fmt: skip
 
 
@@ -162,7 +168,9 @@ def cache_trunk(rows: pl.DataFrame, params: TrunkParams, engine: Engine) -> pl.D
 
 def read_shard(folder: Path, rows: list[tuple[str, str, str]], params: TrunkParams) -> None:
     """Read ``(question, response, key)`` rows and write ``keys``, ``states`` and ``spans``."""
-    model, tokenizer = frozen_model(params.backbone, params.precision)
+    model, tokenizer = frozen_model(
+        params.backbone, params.precision, params.attention, params.devices
+    )
     use_one_thread()
     prompts = make_prompts(tokenizer, ((q, r) for q, r, _ in rows), params.prompt)
     longest = max(len(it.prefix) + len(ids) for it in prompts for ids in it.responses)
@@ -171,10 +179,13 @@ def read_shard(folder: Path, rows: list[tuple[str, str, str]], params: TrunkPara
     states: list[np.ndarray] = []
     spans: list[tuple[int, int, int, int]] = []
     with lower_layers(model, layer) as outputs:
-        for batch in batches(prompts, _BATCH_TOKENS):
+
+        def read(batch: list[Prompt]) -> None:
             outputs.clear()
             read_prompts(model, batch)
             _append(batch, outputs[0], outputs[-1], states, spans)
+
+        read_in_batches(prompts, _BATCH_TOKENS, read)
     np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
     np.save(folder / "states.npy", np.concatenate(states))
     np.save(folder / "spans.npy", np.array(spans, dtype=np.int64))

@@ -20,6 +20,8 @@ from stackllm.engine import ranks
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import (
     EMBEDDED,
+    Attention,
+    Devices,
     Precision,
     check_length,
     choose_dtype,
@@ -76,6 +78,9 @@ class DecoderParams:
         in what is submitted, and in nothing that is scored or learnt from.
     warm_head
         Start from the head that suits the backbone as it is, instead of a random one.
+    attention, devices
+        How attention is computed, and on which GPUs the model stands; see
+        :func:`stackllm.llm.backbone.load_model`.
     prompt, lora, training
         What is read, what is adapted, how it is trained.
     """
@@ -87,6 +92,8 @@ class DecoderParams:
     every_round: bool = False
     refit: Literal["folds", "full"] = "folds"
     warm_head: bool = True
+    attention: Attention = "auto"
+    devices: Devices = "one"
     prompt: PromptParams = field(default_factory=PromptParams)
     lora: LoraParams = field(default_factory=LoraParams)
     training: TrainingParams = field(default_factory=TrainingParams)
@@ -140,7 +147,14 @@ class DecoderParams:
         """What is to be cached for it; None if all layers are trained."""
         if self.n_trained is None:
             return None
-        return TrunkParams(self.backbone, self.chosen_precision, self.n_trained, self.prompt)
+        return TrunkParams(
+            self.backbone,
+            self.chosen_precision,
+            self.n_trained,
+            self.prompt,
+            self.attention,
+            self.devices,
+        )
 
 
 def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, folder: Path) -> None:
@@ -148,8 +162,9 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     use_one_thread()
     training, params = params.training, params.of_one_model
     model, tokenizer = new_classifier(
-        params.backbone, params.precision, targets.n_classes, params.lora, params.n_trained, seed
-    )
+        params.backbone, params.precision, targets.n_classes, params.lora, params.n_trained, seed,
+        params.attention, params.devices,
+    )  # fmt: skip
     lengths, collate = sequences(inputs, params, tokenizer)
     check_length(params.backbone, model.config, int(lengths.max()))
     fitted, held = _hold_out(inputs, targets, params, seed)
@@ -182,8 +197,9 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     content = json.loads((folder / _SETTINGS).read_text())
     params = _params(content["params"])
     model, tokenizer = load_classifier(
-        folder, params.backbone, params.precision, content["n_classes"]
-    )
+        folder, params.backbone, params.precision, content["n_classes"],
+        params.attention, params.devices,
+    )  # fmt: skip
     lengths, collate = sequences(inputs, params, tokenizer)
     with upper_layers(model, params.n_trained):
         return predict_rows(model, rows, lengths[rows], collate)

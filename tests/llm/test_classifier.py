@@ -176,6 +176,36 @@ def test_four_bit_weights_train_on_after_an_evaluation(make_backbone, tmp_path):
     assert trained() == before > 0
 
 
+@pytest.mark.parametrize("layers", [2, "all"])
+@pytest.mark.parametrize("setting", [{"attention": "eager"}, {"devices": "all"}])
+def test_attention_and_devices_change_no_prediction(make_backbone, tmp_path, layers, setting):
+    rows, backbone, found = make_rows(), make_backbone("llama"), []
+    for name, changes in (("plain", {}), ("other", setting)):
+        params = make_params(backbone, layers, **changes)
+        (tmp_path / name / "model").mkdir(parents=True)
+        inputs = make_inputs(tmp_path / name, params, rows)
+        decoder.fit(inputs, make_targets(rows), params, 0, tmp_path / name / "model")
+        found.append(decoder.predict(inputs, np.arange(len(rows)), tmp_path / name / "model"))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+
+
+def test_memory_that_holds_no_row_is_one_sentence(make_backbone, tmp_path):
+    rows = make_rows()
+    params = make_params(make_backbone("llama"))
+    inputs = make_inputs(tmp_path, params, rows)
+    model, tokenizer = new_classifier(params.backbone, "float32", N_CLASSES, LORA, 2, seed=1)
+    lengths, _ = decoder.sequences(inputs, params, tokenizer)
+
+    def none(chosen):
+        raise torch.OutOfMemoryError("this device is small")
+
+    with upper_layers(model, 2), pytest.raises(StorageError, match="out of memory with 1 rows"):
+        training.train(
+            model, np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, none,
+            TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl",
+        )  # fmt: skip
+
+
 def test_out_of_memory_halves_the_batch_and_keeps_the_step(make_backbone, tmp_path):
     rows = make_rows()
     params = make_params(make_backbone("llama"))

@@ -8,7 +8,7 @@ import pytest
 
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
-from stackllm.errors import MissingInputError, UsageError
+from stackllm.errors import MissingInputError, StorageError, UsageError
 from stackllm.llm import encode as module
 from stackllm.llm.backbone import choose_dtype, find_backbone, load_backbone
 from stackllm.llm.encode import EncoderParams, encode
@@ -136,6 +136,58 @@ def test_backbones_that_are_not_there():
         find_backbone("/no/such/folder")
     with pytest.raises(UsageError, match="depths must be above 0"):
         EncoderParams(depths=(0.0,))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"attention": "eager"}, {"attention": "sdpa"}, {"devices": "all"}]
+)
+def test_attention_and_devices_change_no_number_beyond_rounding(backbone, tmp_path, setting):
+    rows = make_rows(4)
+    found = []
+    for name, changes in (("plain", {}), ("other", setting)):
+        engine = Engine(tmp_path / name, 1, Reporter(quiet=True))
+        found.append(encode(rows, params(backbone, **changes), engine)[0])
+        module.frozen_model.cache_clear()
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_attention_that_is_not_installed_is_one_sentence(backbone, engine):
+    module.frozen_model.cache_clear()
+    with pytest.raises(UsageError, match=r"[Ff]lash"):
+        encode(make_rows(2), params(backbone, attention="flash_attention_2"), engine)
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_where_memory_runs_out_batches_are_halved(backbone, tmp_path, monkeypatch, room):
+    import torch
+
+    rows = make_rows(8)
+    expected, likelihood, _ = encode(rows, params(backbone), Engine(tmp_path / "a", 1))
+    whole, sizes = module.read_group_batch, []
+
+    def small(model, prompts, layers):
+        if len(prompts) > room:
+            raise torch.OutOfMemoryError("this device is small")
+        sizes.append(len(prompts))
+        return whole(model, prompts, layers)
+
+    monkeypatch.setattr(module, "read_group_batch", small)
+    found, other, _ = encode(rows, params(backbone), Engine(tmp_path / "b", 1))
+    assert sum(sizes) == 8
+    assert max(sizes) <= room
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other.to_numpy(), likelihood.to_numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_group_that_memory_cannot_hold_is_one_sentence(backbone, engine, monkeypatch):
+    import torch
+
+    def none(model, prompts, layers):
+        raise torch.OutOfMemoryError("this device is small")
+
+    monkeypatch.setattr(module, "read_group_batch", none)
+    with pytest.raises(StorageError, match="out of memory with one group of 3 texts"):
+        encode(make_rows(4), params(backbone), engine)
 
 
 def test_precision_comes_with_its_reason():

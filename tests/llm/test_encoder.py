@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from stackllm.llm.backbone import load_backbone
 from stackllm.llm.encoder import LIKELIHOOD, read_group_batch
 from stackllm.llm.prompts import Prompt
 
@@ -49,6 +50,43 @@ def test_a_row_in_a_batch_equals_the_plain_model_on_it_alone(make_model, family)
         expected, measured = plain(model, prefix, response)
         np.testing.assert_allclose(pooled[i], expected, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(likelihood[i], measured, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_half_precision_a_batch_is_as_near_to_the_truth_as_a_row_alone(make_model, family):
+    """bfloat16 has 8 bits: what a batch rounds away may be no more than what rounding costs anyhow."""
+    exact, _ = read_group_batch(make_model(family), PROMPTS, LAYERS)
+    model = make_model(family).to(torch.bfloat16)
+    together, _ = read_group_batch(model, PROMPTS, LAYERS)
+    rows = [(prompt.prefix, response) for prompt in PROMPTS for response in prompt.responses]
+    alone = np.concatenate([
+        read_group_batch(model, [Prompt(prefix, [response])], LAYERS)[0]
+        for prefix, response in rows
+    ])  # fmt: skip
+    rounding = np.abs(alone - exact).max()
+    assert 0 < rounding < 0.2
+    assert np.abs(together - alone).max() <= 2 * rounding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_embedded_llm_reads_a_row_in_a_batch_as_alone(dtype):
+    loaded = load_backbone(dtype=dtype, echo=lambda _: None)
+    ids = lambda text: loaded.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    prompts = [
+        Prompt(ids("Question: Why is the sky blue?\nAnswer:"), [ids(" It scatters."), ids(" Rayleigh, mostly. " * 9)]),
+        Prompt(ids("Question: " + "How does one tell a long story? " * 5), [ids(" Slowly."), []]),
+    ]  # fmt: skip
+    together, scores = read_group_batch(loaded.model, prompts, (10, 20))
+    rows = [Prompt(prompt.prefix, [ids]) for prompt in prompts for ids in prompt.responses]
+    each = [read_group_batch(loaded.model, [row], (10, 20)) for row in rows]
+    alone = np.concatenate([pooled for pooled, _ in each])
+    scale = np.abs(alone).mean(axis=(0, 2, 3), keepdims=True)
+    tolerance = {"float32": 1e-3, "bfloat16": 0.25}[dtype]
+    assert np.abs((together - alone) / scale).mean() < tolerance / 10
+    np.testing.assert_allclose(
+        scores[:3, 0], np.concatenate([own for _, own in each])[:3, 0], atol=tolerance / 2
+    )
 
 
 def test_an_empty_response_has_no_likelihood_and_pools_the_question(make_model):
