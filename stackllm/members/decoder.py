@@ -179,7 +179,7 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     try:
         with upper_layers(model, params.n_trained):
             if params.warm_head:
-                _warm_head(model, inputs.groups, fitted, lengths, collate, seed)
+                warm_head(model, inputs.groups, fitted, lengths, collate, seed)
             train(
                 model, rows, labels / weights[:, None], weights, lengths[rows], collate,
                 training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
@@ -223,7 +223,7 @@ def _keep_last_good(model: Any) -> str:
     return f" The weights of before that step are kept in {kept}." if kept else ""
 
 
-def _warm_head(
+def warm_head(
     model: Any,
     groups: np.ndarray,
     targets: Targets,
