@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.errors import StackllmError
-from stackllm.store.checkpoints import checkpoints_of
 
 _PATIENCE = timedelta(days=30)
 """How long others wait for rank 0, which may be busy with units of its own."""
@@ -57,6 +56,8 @@ def follow() -> int:
     int
         Exit status: 1 if rank 0 went away or this process's share could not be computed.
     """
+    from stackllm.store.checkpoints import checkpoints_of  # not for every "stackllm --help"
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us ends us with rank 0
     try:
         join()
