@@ -33,7 +33,7 @@ from stackllm.recipes.asked import Asked, Case
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from stackllm.llm.encoder import pad
 if TYPE_CHECKING:
     import torch
 
+_BATCH_COST = 32
+"""What a batch costs beside its tokens, in tokens."""
+
 _HEAD_ROWS = 64
 """Hidden states that are scored over the vocabulary at once."""
 
@@ -260,12 +263,25 @@ def _common(rows: list[list[int]]) -> list[int]:
 
 
 def _batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Rows of like length side by side while their padded size stays within the budget."""
+    """Rows of like length side by side, cut so that padding and batches cost least.
+
+    A batch's padded size stays within the budget, unless it is one row.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    costs, starts = [0], [0]  # of the first n rows, and where their last batch begins
+    for stop in range(1, len(order) + 1):
+        width = max(1, lengths[order[stop - 1]])
+        most = min(stop, max(1, budget // width))
+        cost, start = min(
+            (costs[stop - n] + n * width + _BATCH_COST, stop - n) for n in range(1, most + 1)
+        )
+        costs.append(cost)
+        starts.append(start)
     batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > budget:
-            batches.append([])
-        batches[-1].append(i)
+    stop = len(order)
+    while stop:
+        batches.insert(0, order[starts[stop] : stop])
+        stop = starts[stop]
     return batches
 
 
