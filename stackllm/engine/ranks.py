@@ -77,12 +77,17 @@ def follow() -> int:
 
 @contextlib.contextmanager
 def leading() -> Iterator[None]:
-    """Be rank 0: at the end others are let go, unless they are left behind in a unit that failed."""
+    """Be rank 0: at the end others are let go. After a failure whoever started them ends them."""
     if size() == 1:
         yield
         return
     join()
-    yield
+    try:
+        yield
+    except StackllmError as error:
+        if not error.exit_code:  # a dry run, which is no failure
+            from_first(None)
+        raise
     from_first(None)
 
 

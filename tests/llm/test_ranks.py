@@ -122,6 +122,18 @@ def test_a_command_that_accelerate_launches(make_backbone, tmp_path):
     assert digests(tmp_path / "two/artifacts") == before
 
 
+def test_a_dry_run_of_several_ranks_lists_units_once_and_leaves_nothing(make_backbone, tmp_path):
+    write_table(tmp_path, 8, 4)
+    config = CONFIG.format(backbone=make_backbone("llama", 3), rate=1e-4)
+    (tmp_path / "stackllm.toml").write_text(config)
+    command = [sys.executable, "-m", "stackllm", "features", "--dry-run"]
+    codes, told = finish(start(command, 2, cwd=tmp_path))
+    assert codes == [0, 0], told
+    assert "would run" in told[0][1]
+    assert told[1] == ("", "")
+    assert not (tmp_path / "artifacts").exists()
+
+
 def test_a_training_that_fails_is_said_once(make_backbone, tmp_path):
     write_table(tmp_path, 8, 4)
     config = CONFIG.format(backbone=make_backbone("llama", 3), rate=1e30)
