@@ -77,10 +77,13 @@ def worker_killed(stage: Stage, cluster: Cluster | None, draw: random.Random) ->
         folder = stage.copy("struck")
         process = _begin(stage, folder, cluster)
         time.sleep(draw.random() * 2)
-        while not started_units(folder) and process.poll() is None:
-            time.sleep(0.002)
-        workers = cluster.workers() if cluster else workers_below(process, HERE)
-        if process.poll() is None and workers:
+        workers: list[psutil.Process] = []
+        while process.poll() is None and not (started_units(folder) and workers):
+            time.sleep(
+                0.002
+            )  # some units are computed by the command itself, before there are workers
+            workers = cluster.workers() if cluster else workers_below(process, HERE)
+        if process.poll() is None:
             with contextlib.suppress(psutil.Error):
                 draw.choice(workers).kill()
         _, said = process.communicate(timeout=300)
