@@ -129,11 +129,11 @@ def ran(folder: Path) -> list[str]:
     return [json.loads(line)["unit"] for line in path.read_text().splitlines() if line[-1:] == "}"]
 
 
-def finished_units(folder: Path) -> set[str]:
-    """Units that stand published."""
+def finished_units(folder: Path) -> dict[str, str]:
+    """Units that stand published, and the key of each."""
     root = folder / "artifacts" / "run"
     return {
-        str(path.parent.relative_to(root))
+        str(path.parent.relative_to(root)): json.loads(path.read_text())["key"]
         for path in root.rglob("manifest.json")
         if not any(part.startswith(".") for part in path.relative_to(root).parts)
     }
