@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stackllm.engine import ranks
 from stackllm.errors import MissingInputError, StorageError, UsageError
 from stackllm.store.units import REUSED, make_unit, publish, state
 
@@ -256,6 +257,11 @@ def load_model(
     options |= {"trust_remote_code": False, **weights_options(precision)}
     if attention != "auto":
         options["attn_implementation"] = attention
+    if devices == "all" and ranks.size() > 1:
+        raise UsageError(
+            f'backbone "{name}": devices = "all" is for one process. Start the command without accelerate '
+            'launch, or set devices = "one".'
+        )
     if devices == "all":
         options["device_map"] = "auto"
     elif torch.cuda.is_available():

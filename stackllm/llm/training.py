@@ -145,7 +145,7 @@ def train(
             break
         except RuntimeError as error:
             of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-            if not of_memory:
+            if not of_memory or ranks.rank():  # rank 0 may have had room: it must not wait for us
                 raise
             if batch_size == 1 or ranks.size() > 1:
                 raise StorageError(

@@ -14,6 +14,8 @@ from helpers import digests
 from safetensors.numpy import load_file
 from small_decoders import make_inputs, make_params, make_rows, make_targets
 
+from stackllm.errors import UsageError
+from stackllm.llm.backbone import load_model
 from stackllm.llm.training import TrainingParams
 
 PROGRAM = Path(__file__).with_name("two_ranks.py")
@@ -132,6 +134,13 @@ def test_a_dry_run_of_several_ranks_lists_units_once_and_leaves_nothing(make_bac
     assert "would run" in told[0][1]
     assert told[1] == ("", "")
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_layers_over_all_devices_are_for_one_process(monkeypatch, make_backbone):
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="is for one process"):
+        load_model("AutoModelForCausalLM", make_backbone("llama", 2), "float32", devices="all")
 
 
 def test_a_training_that_fails_is_said_once(make_backbone, tmp_path):
