@@ -211,9 +211,12 @@ def read(
         try:
             with torch.inference_mode():
                 found = function(model, collate(rows[order[at : at + batch_size]]).to(device))
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if batch_size == 1:
-                raise
+                raise StorageError(
+                    "out of memory with one row a pass. Lower max_length_answer, or take a smaller "
+                    "backbone or precision."
+                ) from error
             batch_size //= 2
             continue
         pieces.append(found.float().cpu().numpy())

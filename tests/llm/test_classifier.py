@@ -199,6 +199,8 @@ def test_memory_that_holds_no_row_is_one_sentence(make_backbone, tmp_path):
     def none(chosen):
         raise torch.OutOfMemoryError("this device is small")
 
+    with upper_layers(model, 2), pytest.raises(StorageError, match="out of memory with one row"):
+        training.predict(model, np.arange(18), lengths, none)
     with upper_layers(model, 2), pytest.raises(StorageError, match="out of memory with 1 rows"):
         training.train(
             model, np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, none,
