@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 GROUPS = {
-    "kills": (50, 1),
+    "kills": (40, 1),
     "writes": (10_000, 3),
     "damage": (200, 1),
     "inputs": (50, 1),

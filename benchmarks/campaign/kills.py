@@ -36,7 +36,7 @@ def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
         for stage in known.values():
             count = draws if number == signal.SIGKILL else quarter
             yield play(f"{number.name} in {stage.name}", _cases(stage, number, count, draw))
-    stored = [known[name] for name in ("features", "stack", "pseudo")]
+    stored = [known[name] for name in ("features", "decoder", "stack", "pseudo")]
     twice = [
         (f"{stage.name} {i}", struck(stage, signal.SIGKILL, draw, times=2))
         for stage in stored
