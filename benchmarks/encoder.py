@@ -16,8 +16,7 @@ from typing import Any
 from benchmarks.harness import Figure, Result, interleaved, main
 from stackllm.data.table import TableParams, read_training
 from stackllm.llm.backbone import EMBEDDED, load_backbone, prepare
-from stackllm.llm.encode import batches
-from stackllm.llm.encoder import read_group_batch
+from stackllm.llm.encoder import read_groups
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "seven_voices"
@@ -42,8 +41,7 @@ def measure(quick: bool, data: Path | None) -> Result:
     texts = [backbone.tokenizer.decode(ids) for ids in sequences]
 
     def read(given: list[Prompt]) -> None:
-        for batch in batches(given, 1_024):
-            read_group_batch(backbone.model, batch, LAYERS)
+        read_groups(backbone.model, given, LAYERS)
 
     pipeline, sentences = _pipeline(), _sentence_transformer()
     runs = [lambda: read(prompts), lambda: read(alone), lambda: pipeline(texts)]

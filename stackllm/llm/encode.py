@@ -28,12 +28,12 @@ from stackllm.llm.backbone import (
     revision_of,
     use_one_thread,
 )
-from stackllm.llm.encoder import LIKELIHOOD, read_group_batch
+from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
-VERSION = 1
+VERSION = 2
 
 Read = TypeVar("Read")
 
@@ -53,8 +53,7 @@ class EncoderParams:
     max_question_tokens, max_response_tokens
         Longer texts are cut: questions in the middle, responses at the end.
     batch_tokens
-        Response tokens of a batch; a batch is always whole groups. None takes 1,024 on a CPU and
-        16,384 on a GPU.
+        Response tokens of a batch. None takes 1,024 on a CPU and 16,384 on a GPU.
     attention, devices
         As for :func:`stackllm.llm.backbone.load_model`.
     """
@@ -161,7 +160,9 @@ def encode_shard(
         max_length=2**30,
     )
     prompts = make_prompts(tokenizer, ((question, text) for question, text, _ in rows), shape)
-    results = read_in_batches(prompts, budget, lambda batch: read_group_batch(model, batch, layers))
+    results = within_memory(
+        prompts, budget, lambda groups, most: read_groups(model, groups, layers, most)
+    )
     np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
     np.save(folder / "pooled.npy", np.concatenate([pooled for pooled, _ in results]))
     np.save(folder / "likelihood.npy", np.concatenate([measured for _, measured in results]))
@@ -189,47 +190,36 @@ def plan_shards(rows: pl.DataFrame) -> list[list[tuple[str, str, str]]]:
     return [shard for shard in shards if shard]
 
 
-def batches(prompts: list[Prompt], budget: int) -> list[list[Prompt]]:
-    """Whole groups side by side while their padded size stays within ``budget`` tokens."""
-    batches: list[list[Prompt]] = []
-    n_rows = width = 0
-    for prompt in prompts:
-        longest = max(map(len, prompt.responses))
-        n_rows, width = n_rows + len(prompt.responses), max(width, longest)
-        if not batches or n_rows * width > budget:
-            batches.append([])
-            n_rows, width = len(prompt.responses), longest
-        batches[-1].append(prompt)
-    return batches
-
-
-def read_in_batches(
-    prompts: list[Prompt], budget: int, read: Callable[[list[Prompt]], Read]
+def within_memory(
+    prompts: list[Prompt], budget: int, read: Callable[[list[Prompt], int], Read]
 ) -> list[Read]:
-    """What ``read`` gives for batches of ``budget`` tokens; of half as many where memory runs out.
+    """What ``read`` gives for groups and a budget of tokens; less of both where memory runs out.
 
     Raises
     ------
     StorageError
-        If memory does not even hold one group.
+        If memory does not even hold one text and its question.
     """
     import torch
 
     results: list[Read] = []
-    waiting = batches(prompts, budget)
+    waiting = [(prompts, budget)]
     while waiting:
+        groups, most = waiting.pop(0)
         try:
-            results.append(read(waiting[0]))
+            results.append(read(groups, most))
         except torch.OutOfMemoryError as error:
-            if len(waiting[0]) == 1:
+            longest = 1 + max(len(ids) for prompt in groups for ids in prompt.responses)
+            if most > longest:
+                waiting.insert(0, (groups, most // 2))
+            elif len(groups) > 1:
+                middle = len(groups) // 2
+                waiting[:0] = [(groups[:middle], most), (groups[middle:], most)]
+            else:
                 raise StorageError(
-                    f"out of memory with one group of {len(waiting[0][0].responses)} texts. Lower the most "
-                    "tokens that are read of a text, or take a smaller backbone or precision."
+                    f"out of memory with one text of {longest} tokens. Lower the most tokens that are read "
+                    "of a text, or take a smaller backbone or precision."
                 ) from error
-            middle = len(waiting[0]) // 2
-            waiting[:1] = [waiting[0][:middle], waiting[0][middle:]]
-            continue
-        waiting.pop(0)
     return results
 
 

@@ -1,8 +1,7 @@
 """Frozen decoder LLM as an encoder: one forward pass a response, pooled layers and likelihood features.
 
 The rows of a group share their question, so its keys and values are computed once and every
-response is read on top of them. Batches are whole groups, so what a row's numbers are never
-depends on which other groups happen to be missing from the cache.
+response is read on top of them (:mod:`stackllm.llm.reading`).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stackllm.llm.prompts import Prompt
+from stackllm.llm.reading import read_responses
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +31,21 @@ _VOCABULARY_CHUNK = 64
 """Response tokens whose full-vocabulary scores are in memory at once: few, so that they stay in the cache."""
 
 
-def read_group_batch(
-    model: Any, prompts: list[Prompt], layers: tuple[int, ...]
+def read_groups(
+    model: Any, prompts: list[Prompt], layers: tuple[int, ...], budget: int = 1_024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read a batch of groups with a frozen causal LLM.
+    """Read groups with a frozen causal LLM.
 
     Parameters
     ----------
     model
         A transformers causal LM in evaluation mode.
     prompts
-        The groups of the batch.
+        The groups.
     layers
         Which hidden states to pool: 0 is the embedding, ``n`` the output of the n-th block.
+    budget
+        Most tokens of a batch of responses.
 
     Returns
     -------
@@ -53,87 +55,16 @@ def read_group_batch(
     likelihood
         float32 ``(n_rows, len(LIKELIHOOD))``; NaN for an empty response.
     """
-    _, output, tail_ids, tail_mask = read_prompts(model, prompts, output_hidden_states=True)
-    pooled = _pool([output.hidden_states[layer] for layer in layers], tail_mask)
-    likelihood = _likelihood(model, output.last_hidden_state, tail_ids, tail_mask)
+    n_rows = sum(len(prompt.responses) for prompt in prompts)
+    hidden = model.config.get_text_config().hidden_size
+    pooled = np.empty((n_rows, len(layers), 2, hidden), dtype=np.float32)
+    likelihood = np.empty((n_rows, len(LIKELIHOOD)), dtype=np.float32)
+    for rows, output, ids, mask in read_responses(
+        model, prompts, budget, output_hidden_states=True
+    ):
+        pooled[rows] = _pool([output.hidden_states[layer] for layer in layers], mask)
+        likelihood[rows] = _likelihood(model, output.last_hidden_state, ids, mask)
     return pooled, likelihood
-
-
-def read_prompts(
-    model: Any, prompts: list[Prompt], **options: Any
-) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
-    """Run a batch of groups through a frozen LLM without its head: questions once, then responses.
-
-    The question's last token opens the response: its output predicts the response's first token.
-
-    Parameters
-    ----------
-    model
-        A transformers causal LM in evaluation mode.
-    prompts
-        The groups of the batch.
-    options
-        Further arguments of the model when it reads the responses.
-
-    Returns
-    -------
-    questions
-        The model's output for questions without their last token, left-padded; None if there are
-        none.
-    responses
-        Its output for the responses, right-padded.
-    ids, mask
-        Token ids and attention mask of the responses, ``(n_rows, longest)``.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    device = model.get_input_embeddings().weight.device
-    owner = torch.tensor(
-        [g for g, prompt in enumerate(prompts) for _ in prompt.responses], device=device
-    )
-    heads = [prompt.prefix[:-1] for prompt in prompts]
-    tails = [[prompt.prefix[-1], *response] for prompt in prompts for response in prompt.responses]
-    prefix_ids, prefix_mask = pad(heads, left=True, device=device)  # (n_groups, n_prefix)
-    tail_ids, tail_mask = pad(tails, left=False, device=device)  # (n_rows, 1 + n_response)
-
-    cache = DynamicCache()
-    body = model.base_model
-    questions = None
-    with torch.inference_mode():
-        if prefix_ids.shape[1]:
-            questions = body(
-                input_ids=prefix_ids,
-                attention_mask=prefix_mask,
-                position_ids=(prefix_mask.cumsum(1) - 1).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache.batch_select_indices(owner)
-        start = prefix_mask.sum(1)[owner]  # (n_rows,)
-        responses = body(
-            input_ids=tail_ids,
-            attention_mask=torch.cat([prefix_mask[owner], tail_mask], dim=1),
-            position_ids=start[:, None] + torch.arange(tail_ids.shape[1], device=device),
-            past_key_values=cache,
-            use_cache=True,
-            **options,
-        )
-    return questions, responses, tail_ids, tail_mask
-
-
-def pad(rows: list[list[int]], left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both ``(len(rows), longest)``; the padding id is never attended to."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, where] = torch.tensor(row, dtype=torch.long)
-        mask[i, where] = 1
-    return ids.to(device), mask.to(device)
 
 
 def _pool(states: list[torch.Tensor], tail_mask: torch.Tensor) -> np.ndarray:

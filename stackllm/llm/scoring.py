@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stackllm.llm.encoder import pad
+from stackllm.llm.reading import Reading, like_length
 
 if TYPE_CHECKING:
     import torch
@@ -184,75 +184,29 @@ def _read(
     """
     import torch
 
-    device = model.get_input_embeddings().weight.device
     root = _common([prompt.prefix for prompt in prompts])
-    trunk = _Reading.empty()
-    trunk = trunk.go_on(model, [root], True, device)[0] if root else trunk
+    trunk = Reading()
+    if root:
+        trunk = trunk.go_on(model, [root], left=True)[0].copy([0] * len(prompts))
     heads = [prompt.prefix[len(root) :] for prompt in prompts]
     if any(heads):
-        trunk = trunk.copy([0] * len(heads)) if root else trunk
-        trunk = trunk.go_on(model, heads, True, device)[0]
-    elif root:
-        trunk = trunk.copy([0] * len(heads))
+        trunk, _ = trunk.go_on(model, heads, left=True)
     tails = [(g, tail) for g, prompt in enumerate(prompts) for tail in prompt.tails]
     last: list[Any] = [None] * len(tails)
     later: list[Any] = [None] * len(tails)
-    for batch in _batches([len(tail) for _, tail in tails], budget // max(1, len(paths))):
+    most = budget // max(1, len(paths))
+    for batch in like_length([len(tail) for _, tail in tails], most, _BATCH_COST):
         own = trunk.copy([tails[i][0] for i in batch])
-        own, hidden = own.go_on(model, [tails[i][1] for i in batch], False, device)
+        own, output = own.go_on(model, [tails[i][1] for i in batch], left=False)
         for place, i in enumerate(batch):
-            last[i] = hidden[place, len(tails[i][1]) - 1]
+            last[i] = output.last_hidden_state[place, len(tails[i][1]) - 1]
         if paths:
             each = own.copy([place for place in range(len(batch)) for _ in paths])
-            _, hidden = each.go_on(model, paths * len(batch), False, device)
-            for i, states in zip(batch, hidden.unflatten(0, (len(batch), -1)), strict=True):
+            _, output = each.go_on(model, paths * len(batch), left=False)
+            found = output.last_hidden_state.unflatten(0, (len(batch), -1))
+            for i, states in zip(batch, found, strict=True):
                 later[i] = states
     return torch.stack(last), torch.stack(later) if paths else torch.empty(0)
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """Keys and values of what some rows have read so far, and which of them are padding."""
-
-    cache: Any
-    mask: torch.Tensor | None
-
-    @classmethod
-    def empty(cls) -> _Reading:
-        return cls(None, None)
-
-    def copy(self, rows: list[int]) -> _Reading:
-        """A reading of these rows, any of them as often as wanted."""
-        import torch
-        from transformers import DynamicCache
-
-        if self.mask is None:
-            return self
-        index = torch.tensor(rows, device=self.mask.device)
-        cache = DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            cache.update(layer.keys[index], layer.values[index], number)
-        return _Reading(cache, self.mask[index])
-
-    def go_on(
-        self, model: Any, texts: list[list[int]], left: bool, device: Any
-    ) -> tuple[_Reading, torch.Tensor]:
-        """Read on, one text a row; also the hidden states ``(n_rows, longest, hidden)``."""
-        import torch
-        from transformers import DynamicCache
-
-        ids, new = pad(texts, left, device)
-        before = ids.new_zeros((len(ids), 0)) if self.mask is None else self.mask
-        mask = torch.cat([before, new], dim=1)
-        cache = DynamicCache() if self.cache is None else self.cache
-        output = model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=before.sum(1, keepdim=True) + (new.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return _Reading(cache, mask), output.last_hidden_state
 
 
 def _common(rows: list[list[int]]) -> list[int]:
@@ -260,29 +214,6 @@ def _common(rows: list[list[int]]) -> list[int]:
     length = min(map(len, rows))
     differs = (i for i in range(length) if any(row[i] != rows[0][i] for row in rows))
     return rows[0][: next(differs, length)]
-
-
-def _batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Rows of like length side by side, cut so that padding and batches cost least.
-
-    A batch's padded size stays within the budget, unless it is one row.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    costs, starts = [0], [0]  # of the first n rows, and where their last batch begins
-    for stop in range(1, len(order) + 1):
-        width = max(1, lengths[order[stop - 1]])
-        most = min(stop, max(1, budget // width))
-        cost, start = min(
-            (costs[stop - n] + n * width + _BATCH_COST, stop - n) for n in range(1, most + 1)
-        )
-        costs.append(cost)
-        starts.append(start)
-    batches: list[list[int]] = []
-    stop = len(order)
-    while stop:
-        batches.insert(0, order[starts[stop] : stop])
-        stop = starts[stop]
-    return batches
 
 
 def _token_scores(model: Any, hidden: torch.Tensor, tokens: list[int]) -> dict[int, np.ndarray]:

@@ -29,13 +29,13 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.classifier import check_layers, count_layers, lower_layers
-from stackllm.llm.encode import known_rows, plan_shards, read_in_batches, workers
-from stackllm.llm.encoder import read_prompts
+from stackllm.llm.encode import known_rows, plan_shards, within_memory, workers
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
+from stackllm.llm.reading import read_responses
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 
-VERSION = 1
+VERSION = 2
 
 _BATCH_TOKENS = 2_048
 _OPEN_SHARDS = 256
@@ -176,42 +176,53 @@ def read_shard(folder: Path, rows: list[tuple[str, str, str]], params: TrunkPara
     longest = max(len(it.prefix) + len(ids) for it in prompts for ids in it.responses)
     check_length(params.backbone, model.config, longest)
     layer = count_layers(model) - params.trainable_layers
-    states: list[np.ndarray] = []
-    spans: list[tuple[int, int, int, int]] = []
     with lower_layers(model, layer) as outputs:
-
-        def read(batch: list[Prompt]) -> None:
-            outputs.clear()
-            read_prompts(model, batch)
-            _append(batch, outputs[0], outputs[-1], states, spans)
-
-        read_in_batches(prompts, _BATCH_TOKENS, read)
+        parts = within_memory(
+            prompts, _BATCH_TOKENS, lambda groups, most: _read(model, groups, most, outputs)
+        )
+    found = [pieces for part in parts for pieces in part]
     np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
-    np.save(folder / "states.npy", np.concatenate(states))
-    np.save(folder / "spans.npy", np.array(spans, dtype=np.int64))
+    np.save(
+        folder / "states.npy", np.concatenate([states for pieces in found for states in pieces])
+    )
+    np.save(folder / "spans.npy", _spans(found))
 
 
-def _append(
-    prompts: list[Prompt], heads: Any, tails: Any, states: list[np.ndarray], spans: list[Any]
-) -> None:
-    """Real tokens of one batch behind those of the batches before.
+def _read(
+    model: Any, prompts: list[Prompt], budget: int, outputs: list[Any]
+) -> list[list[np.ndarray]]:
+    """Of each group: states of its question without the last token, and of each response behind that.
 
-    ``heads`` are questions without their last token, left-padded, ``(n_groups, longest, hidden)``;
-    ``tails`` the responses behind that token, right-padded, ``(n_rows, longest, hidden)``.
+    ``outputs`` is where a pass of the model leaves the last layer's states.
     """
-    at = sum(map(len, states))
-    row = 0
+    responses: dict[int, np.ndarray] = {}
+    questions = None
+    outputs.clear()
+    for rows, _, _, mask in read_responses(model, prompts, budget):
+        if len(outputs) == 2:
+            questions = outputs[0]
+        for place, row in enumerate(rows):
+            responses[row] = _bits(outputs[-1][place, : mask[place].sum()])
+        outputs.clear()
+    found: list[list[np.ndarray]] = []
     for g, prompt in enumerate(prompts):
-        n = len(prompt.prefix) - 1
-        if n:
-            states.append(_bits(heads[g, heads.shape[1] - n :]))
-        question = (at, at + n)
-        at += n
-        for response in prompt.responses:
-            m = 1 + len(response)
-            states.append(_bits(tails[row, :m]))
-            spans.append((*question, at, at + m))
-            at, row = at + m, row + 1
+        n, at = len(prompt.prefix) - 1, sum(len(pieces) - 1 for pieces in found)
+        own = [responses[row] for row in range(at, at + len(prompt.responses))]
+        head = own[0][:0] if questions is None else _bits(questions[g, questions.shape[1] - n :])
+        found.append([head, *own])
+    return found
+
+
+def _spans(groups: list[list[np.ndarray]]) -> np.ndarray:
+    """Where question and response of every row stand when all is one matrix, int ``(n_rows, 4)``."""
+    spans, at = [], 0
+    for question, *responses in groups:
+        start, at = at, at + len(question)
+        head = (start, at)
+        for response in responses:
+            spans.append((*head, at, at + len(response)))
+            at += len(response)
+    return np.array(spans, dtype=np.int64)
 
 
 def _bits(states: Any) -> np.ndarray:

@@ -157,36 +157,36 @@ def test_attention_that_is_not_installed_is_one_sentence(backbone, engine):
         encode(make_rows(2), params(backbone, attention="flash_attention_2"), engine)
 
 
-@pytest.mark.parametrize("room", [1, 3])
-def test_where_memory_runs_out_batches_are_halved(backbone, tmp_path, monkeypatch, room):
+@pytest.mark.parametrize(("groups", "tokens"), [(8, 40), (3, 2**30), (1, 1)])
+def test_where_memory_runs_out_batches_get_smaller(backbone, tmp_path, monkeypatch, groups, tokens):
     import torch
 
     rows = make_rows(8)
     expected, likelihood, _ = encode(rows, params(backbone), Engine(tmp_path / "a", 1))
-    whole, sizes = module.read_group_batch, []
+    whole, read = module.read_groups, []
 
-    def small(model, prompts, layers):
-        if len(prompts) > room:
+    def small(model, prompts, layers, budget):
+        if len(prompts) > groups or budget > max(tokens, 62):  # no text is longer than 61 tokens
             raise torch.OutOfMemoryError("this device is small")
-        sizes.append(len(prompts))
-        return whole(model, prompts, layers)
+        read.append(len(prompts))
+        return whole(model, prompts, layers, budget)
 
-    monkeypatch.setattr(module, "read_group_batch", small)
+    monkeypatch.setattr(module, "read_groups", small)
     found, other, _ = encode(rows, params(backbone), Engine(tmp_path / "b", 1))
-    assert sum(sizes) == 8
-    assert max(sizes) <= room
+    assert sum(read) == 8
+    assert max(read) == min(groups, 8) if groups != 3 else max(read) <= 3
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(other.to_numpy(), likelihood.to_numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_group_that_memory_cannot_hold_is_one_sentence(backbone, engine, monkeypatch):
+def test_a_text_that_memory_cannot_hold_is_one_sentence(backbone, engine, monkeypatch):
     import torch
 
-    def none(model, prompts, layers):
+    def none(model, prompts, layers, budget):
         raise torch.OutOfMemoryError("this device is small")
 
-    monkeypatch.setattr(module, "read_group_batch", none)
-    with pytest.raises(StorageError, match="out of memory with one group of 3 texts"):
+    monkeypatch.setattr(module, "read_groups", none)
+    with pytest.raises(StorageError, match="out of memory with one text of"):
         encode(make_rows(4), params(backbone), engine)
 
 
@@ -200,7 +200,7 @@ def test_precision_comes_with_its_reason():
 @pytest.mark.slow
 def test_the_embedded_llm_reads_english():
     """Shuffled words are less likely than the sentence they came from."""
-    from stackllm.llm.encoder import read_group_batch
+    from stackllm.llm.encoder import read_groups
     from stackllm.llm.prompts import Prompt
 
     loaded = load_backbone(dtype="float32", echo=lambda _: None)
@@ -209,7 +209,7 @@ def test_the_embedded_llm_reads_english():
         ids("Question: What is the capital of France?\nAnswer:"),
         [ids(" The capital of France is Paris."), ids(" Paris of is The France capital.")],
     )
-    _, likelihood = read_group_batch(loaded.model, [prompt], (15,))
+    _, likelihood = read_groups(loaded.model, [prompt], (15,))
     assert likelihood[0, 0] > likelihood[1, 0] + 1
     assert loaded.dtype == "float32"
     assert not any(weight.requires_grad for weight in loaded.model.parameters())

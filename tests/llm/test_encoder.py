@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stackllm.llm.backbone import load_backbone
-from stackllm.llm.encoder import LIKELIHOOD, read_group_batch
+from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.prompts import Prompt
 
 FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
@@ -42,7 +42,7 @@ def plain(model, prefix, response):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_in_a_batch_equals_the_plain_model_on_it_alone(make_model, family):
     model = make_model(family)
-    pooled, likelihood = read_group_batch(model, PROMPTS, LAYERS)
+    pooled, likelihood = read_groups(model, PROMPTS, LAYERS)
     assert pooled.shape == (6, 3, 2, 32)
     assert likelihood.shape == (6, len(LIKELIHOOD))
     rows = [(prompt.prefix, response) for prompt in PROMPTS for response in prompt.responses]
@@ -55,12 +55,12 @@ def test_a_row_in_a_batch_equals_the_plain_model_on_it_alone(make_model, family)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_half_precision_a_batch_is_as_near_to_the_truth_as_a_row_alone(make_model, family):
     """bfloat16 has 8 bits: what a batch rounds away may be no more than what rounding costs anyhow."""
-    exact, _ = read_group_batch(make_model(family), PROMPTS, LAYERS)
+    exact, _ = read_groups(make_model(family), PROMPTS, LAYERS)
     model = make_model(family).to(torch.bfloat16)
-    together, _ = read_group_batch(model, PROMPTS, LAYERS)
+    together, _ = read_groups(model, PROMPTS, LAYERS)
     rows = [(prompt.prefix, response) for prompt in PROMPTS for response in prompt.responses]
     alone = np.concatenate([
-        read_group_batch(model, [Prompt(prefix, [response])], LAYERS)[0]
+        read_groups(model, [Prompt(prefix, [response])], LAYERS)[0]
         for prefix, response in rows
     ])  # fmt: skip
     rounding = np.abs(alone - exact).max()
@@ -77,9 +77,9 @@ def test_the_embedded_llm_reads_a_row_in_a_batch_as_alone(dtype):
         Prompt(ids("Question: Why is the sky blue?\nAnswer:"), [ids(" It scatters."), ids(" Rayleigh, mostly. " * 9)]),
         Prompt(ids("Question: " + "How does one tell a long story? " * 5), [ids(" Slowly."), []]),
     ]  # fmt: skip
-    together, scores = read_group_batch(loaded.model, prompts, (10, 20))
+    together, scores = read_groups(loaded.model, prompts, (10, 20))
     rows = [Prompt(prompt.prefix, [ids]) for prompt in prompts for ids in prompt.responses]
-    each = [read_group_batch(loaded.model, [row], (10, 20)) for row in rows]
+    each = [read_groups(loaded.model, [row], (10, 20)) for row in rows]
     alone = np.concatenate([pooled for pooled, _ in each])
     scale = np.abs(alone).mean(axis=(0, 2, 3), keepdims=True)
     tolerance = {"float32": 1e-3, "bfloat16": 0.25}[dtype]
@@ -91,7 +91,7 @@ def test_the_embedded_llm_reads_a_row_in_a_batch_as_alone(dtype):
 
 def test_an_empty_response_has_no_likelihood_and_pools_the_question(make_model):
     model = make_model("llama")
-    pooled, likelihood = read_group_batch(model, [Prompt([5, 6, 7], [[], [8, 9]])], LAYERS)
+    pooled, likelihood = read_groups(model, [Prompt([5, 6, 7], [[], [8, 9]])], LAYERS)
     assert np.isnan(likelihood[0]).all()
     assert np.isfinite(likelihood[1]).all()
     with torch.inference_mode():
@@ -102,8 +102,8 @@ def test_an_empty_response_has_no_likelihood_and_pools_the_question(make_model):
 
 def test_rows_do_not_see_each_other(make_model):
     model = make_model("llama")
-    both, _ = read_group_batch(model, PROMPTS, LAYERS)
+    both, _ = read_groups(model, PROMPTS, LAYERS)
     changed = [PROMPTS[0], Prompt([40, 41], [[50, 51, 52, 53, 54, 55], [99, 98, 97]]), PROMPTS[2]]
-    other, _ = read_group_batch(model, changed, LAYERS)
+    other, _ = read_groups(model, changed, LAYERS)
     np.testing.assert_allclose(both[[0, 1, 2, 3, 5]], other[[0, 1, 2, 3, 5]], rtol=1e-4, atol=1e-5)
     assert np.abs(both[4] - other[4]).max() > 1e-2

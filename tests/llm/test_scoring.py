@@ -1,14 +1,11 @@
 """Shared-prefix scoring against the plain model: one full forward pass for every row and answer."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stackllm.llm import scoring
 from stackllm.llm.scoring import (
     SharedPrompt,
     answer_probabilities,
@@ -119,25 +116,3 @@ def test_scores_that_are_no_numbers_give_no_probabilities():
     made = answer_probabilities(scores, [[1], [2]])
     assert np.isnan(made[:2]).all()
     assert made[2].sum() == pytest.approx(1)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=7),
-    budget=st.sampled_from([1, 80, 999]),
-)
-def test_no_other_cut_into_batches_costs_less(lengths, budget):
-    def cost(batches):
-        return sum(max(batch) * len(batch) + scoring._BATCH_COST for batch in batches)
-
-    found = [[lengths[i] for i in batch] for batch in scoring._batches(lengths, budget)]
-    assert sorted(itertools.chain(*found)) == sorted(lengths)
-    assert all(len(batch) == 1 or max(batch) * len(batch) <= budget for batch in found)
-    ordered = sorted(lengths)
-    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
-        other = [[ordered[0]]]
-        for cut, length in zip(cuts, ordered[1:], strict=True):
-            if cut:
-                other.append([])
-            other[-1].append(length)
-        if all(len(batch) == 1 or max(batch) * len(batch) <= budget for batch in other):
-            assert cost(found) <= cost(other)

@@ -1,0 +1,71 @@
+"""Batches of like length, and questions that are read once."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stackllm.llm.prompts import Prompt
+from stackllm.llm.reading import Reading, like_length, read_responses
+
+PROMPTS = [
+    Prompt([5, 6, 7, 8], [[10, 11, 12], [20] * 9, [31]]),
+    Prompt([40, 41], [[50] * 6, [], [60, 61]]),
+]
+COST = 32
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=7),
+    budget=st.sampled_from([1, 80, 999]),
+)
+def test_no_other_cut_into_batches_costs_less(lengths, budget):
+    def cost(batches):
+        return sum(max(batch) * len(batch) + COST for batch in batches)
+
+    found = [[lengths[i] for i in batch] for batch in like_length(lengths, budget, COST)]
+    assert sorted(itertools.chain(*found)) == sorted(lengths)
+    assert all(len(batch) == 1 or max(batch) * len(batch) <= budget for batch in found)
+    ordered = sorted(lengths)
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        other = [[ordered[0]]]
+        for cut, length in zip(cuts, ordered[1:], strict=True):
+            if cut:
+                other.append([])
+            other[-1].append(length)
+        if all(len(batch) == 1 or max(batch) * len(batch) <= budget for batch in other):
+            assert cost(found) <= cost(other)
+
+
+@pytest.mark.parametrize("budget", [1, 12, 1_000])
+def test_questions_are_read_once_and_every_response_within_the_budget(make_model, budget):
+    model = make_model("llama")
+    passes = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, args, given: passes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    batches = list(read_responses(model, PROMPTS, budget))
+    assert passes[0] == (2, 3)  # both questions without their last tokens
+    assert passes[1:] == [tuple(batch.ids.shape) for batch in batches]
+    assert all(n == 1 or n * width <= budget for n, width in passes[1:])
+    tails = [[prompt.prefix[-1], *ids] for prompt in PROMPTS for ids in prompt.responses]
+    seen = {}
+    for rows, output, ids, mask in batches:
+        assert output.last_hidden_state.shape[:2] == ids.shape
+        seen |= {row: ids[i][mask[i].bool()].tolist() for i, row in enumerate(rows)}
+    assert [seen[row] for row in range(len(tails))] == tails
+
+
+def test_a_copy_reads_on_without_its_original(make_model):
+    model = make_model("llama")
+    begun, _ = Reading().go_on(model, [[5, 6, 7], [8]], left=True)
+    copies = [begun.copy([1, 0, 1]), begun.copy([1, 0, 1])]
+    outputs = [it.go_on(model, [[9, 3], [4], [9, 3]], left=False)[1] for it in copies]
+    first, second = (output.last_hidden_state for output in outputs)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first[0], first[2])
+    with torch.inference_mode():
+        whole = model.base_model(input_ids=torch.tensor([[8, 9, 3]])).last_hidden_state
+    torch.testing.assert_close(first[0], whole[0, 1:], rtol=1e-4, atol=1e-5)
