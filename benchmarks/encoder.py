@@ -85,7 +85,7 @@ def _sentence_transformer() -> Any:
         return None
     transformer = models.Transformer(prepare(EMBEDDED), max_seq_length=512)
     transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
-    pooling = models.Pooling(transformer.get_word_embedding_dimension())
+    pooling = models.Pooling(transformer.get_embedding_dimension())
     return SentenceTransformer(modules=[transformer, pooling], device="cpu")
 
 
