@@ -161,6 +161,8 @@ class Stage:
         Arguments of the command that has been run before.
     decoder
         Whether a decoder is fine-tuned as well.
+    encoder
+        Whether the same decoder reads all texts, frozen.
     """
 
     name: str
@@ -168,6 +170,7 @@ class Stage:
     before: tuple[str, ...] = ()
     home: Path = field(default_factory=Path)
     decoder: bool = False
+    encoder: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -180,6 +183,9 @@ class Stage:
         folder = write_contest(self.home / f"{self.name}-start")
         if self.decoder:
             write_decoder(folder)
+        if self.encoder:
+            settings = folder / "stackllm.toml"
+            settings.write_text(settings.read_text().replace('"none"', '"./tiny"'))
         if self.before:
             done = run(python("-m", "stackllm", *self.before), folder)
             assert done.returncode == 0, done.stderr
@@ -212,6 +218,7 @@ def stages(home: Path) -> dict[str, Stage]:
         for stage in (
             Stage("features", ("features", *quiet), home=home),
             Stage("decoder", ("features", *quiet), home=home, decoder=True),
+            Stage("llm", ("features", *quiet), home=home, decoder=True, encoder=True),
             Stage("stack", ("stack", *quiet), ("features", *quiet), home),
             Stage("pseudo", ("pseudo", *quiet), ("stack", *quiet), home),
             Stage("optim", optim, home=home),

@@ -10,47 +10,55 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.campaign.contest import Stage, digests, finished_units, run, stages
+from benchmarks.campaign import inside
+from benchmarks.campaign.contest import Stage, digests, run, stages
 from benchmarks.campaign.figures import Case, difference, play
-from benchmarks.campaign.inside import stackllm
+from benchmarks.campaign.forked import forked, stackllm
 
 
 def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """``draws`` damages of each kind of file, and 25 times as many mutated models."""
-    stage = stages(home)["stack"]
+    """``draws`` damages of every unit, of a stack and of what LLMs leave, and 25 times as many mutated models."""
+    known = stages(home)
     draw = random.Random(seed)
-    for how in ("flipped bit", "truncation"):
-        struck: Counter[str] = Counter()
-        cases = []
-        for i in range(draws):
-            cases.append((f"{how} {i}", damaged_units(stage, how, draw, struck)))
-        yield {**play(f"one {how} in a file of every unit", cases), "files": dict(struck)}
-    yield play("mutated LightGBM models", mutated_models(stage, 25 * draws, draw))
+    for name in ("stack", "llm"):
+        for how in ("flipped bit", "truncation"):
+            struck: Counter[str] = Counter()
+            cases = [
+                (f"{how} {i}", damaged_units(known[name], how, draw, struck)) for i in range(draws)
+            ]
+            figure = play(f"one {how} in a file of every unit of {name}", cases)
+            yield {**figure, "files": dict(struck)}
+    yield play("mutated LightGBM models", mutated_models(known["stack"], 25 * draws, draw))
 
 
 def damaged_units(stage: Stage, how: str, draw: random.Random, struck: Counter[str]) -> Case:
-    """Damage one file of every unit: each must be found, set aside, and made again."""
+    """Damage one file of every unit, of a kind that was rare so far: all must be found and made again."""
 
     def case() -> str | None:
-        folder = stage.home / "damaged"
+        whole, folder = stage.home / f"{stage.name}-whole", stage.home / f"{stage.name}-damaged"
         shutil.rmtree(folder, ignore_errors=True)
-        if not (stage.home / "whole").exists():
-            shutil.copytree(stage.start, stage.home / "whole")
-            assert run(stage.command, stage.home / "whole").returncode == 0
-        shutil.copytree(stage.home / "whole", folder)
-        root = folder / "artifacts" / "run"
-        units = sorted(finished_units(folder))
-        for unit in units:
-            victim = draw.choice(sorted((root / unit).iterdir()))
+        if not whole.exists():
+            shutil.copytree(stage.start, whole)
+            assert run(stage.command, whole).returncode == 0
+        shutil.copytree(whole, folder)
+        artifacts = folder / "artifacts"
+        units = {path.parent.relative_to(artifacts) for path in artifacts.rglob("manifest.json")}
+        for unit in sorted(units):
+            files = {path: _kind(unit, path) for path in sorted((artifacts / unit).iterdir())}
+            victim = min(files, key=lambda path: (struck[files[path]], draw.random()))
             damage(victim, how, draw)
-            struck[_kind(victim)] += 1
-        done = run(stage.command, folder)
+            struck[files[victim]] += 1
+        done = forked(folder, stackllm, *stage.arguments, "--jobs", "1")
         if done.returncode:
             return f"exit {done.returncode}: {done.stderr[-300:]}"
-        found = {unit for unit in units if f"{unit} was damaged; moved to" in done.stderr}
-        aside = len(list((root / "quarantine").iterdir()))
-        if found != set(units) or aside != len(units):
-            return f"not found: {sorted(set(units) - found)}; {aside} of {len(units)} set aside"
+        lost = [
+            str(unit)
+            for unit in sorted(units)
+            if f"{Path(*unit.parts[1:])} was damaged; moved to" not in done.stderr
+        ]
+        aside = len(list(artifacts.glob("*/quarantine/*")))
+        if lost or aside != len(units):
+            return f"not found: {lost}; {aside} of {len(units)} set aside"
         return difference(digests(folder), stage.expected)
 
     return case
@@ -67,8 +75,10 @@ def damage(path: Path, how: str, draw: random.Random) -> None:
         path.write_bytes(content)
 
 
-def _kind(path: Path) -> str:
-    return path.name if path.suffix == ".json" else f"*{path.suffix}"
+def _kind(unit: Path, path: Path) -> str:
+    """What a file is, as far as its place and name tell."""
+    kind = path.name if path.suffix == ".json" else f"*{path.suffix}"
+    return f"{unit.parts[1]} {kind}" if unit.parts[0] == "cache" else kind
 
 
 def mutated_models(stage: Stage, count: int, draw: random.Random) -> Iterator[tuple[str, Case]]:
@@ -77,7 +87,7 @@ def mutated_models(stage: Stage, count: int, draw: random.Random) -> Iterator[tu
 
     folder = stage.copy("models")
     assert run(stage.command, folder).returncode == 0
-    assert stackllm(folder, "predict", "test.csv", "--quiet", "--jobs", "1").status == 0
+    assert inside.stackllm(folder, "predict", "test.csv", "--quiet", "--jobs", "1").status == 0
     models = sorted((folder / "artifacts" / "run").rglob("model_0.txt"))
     for i in range(count):
         yield f"model {i}", lambda: _mutated(folder, draw.choice(models), draw, lightgbm)
@@ -96,7 +106,7 @@ def _mutated(folder: Path, path: Path, draw: random.Random, lightgbm: Any) -> st
     path.write_text(changed)
     try:
         with mock.patch.object(lightgbm.Booster, "__init__", noted):
-            done = stackllm(folder, "predict", "test.csv", "--quiet", "--jobs", "1")
+            done = inside.stackllm(folder, "predict", "test.csv", "--quiet", "--jobs", "1")
     finally:
         path.write_text(content)
     if changed in loaded:

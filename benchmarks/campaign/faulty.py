@@ -1,10 +1,9 @@
-"""``python -m benchmarks.campaign.faulty KIND AT COMMAND ...``: stackllm with a fault at its AT-th write.
+"""stackllm with a fault at one of its writes.
 
 Every change to a file below the working directory is a boundary: opening for writing, making,
 renaming and removing (an audit hook sees them before they happen), ``fsync`` and ``replace`` (before
-and after), and polars' own writers, which Python does not see. KIND is ``count``, ``kill``, ``tear``
-(cut the file in half, then kill) or the name of an error such as ``ENOSPC``, which every write from
-AT on gets. The boundaries met are appended to ``boundaries.txt`` beside the working directory.
+and after), and polars' own writers, which Python does not see. The boundaries met are noted in a file
+beside the working directory that is named like it and ends in ``.boundaries``.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.campaign.forked import stackllm
 
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -76,22 +77,25 @@ class Fault:
         return wrapped
 
 
-def main() -> None:
-    """Put the fault in place and run the command."""
-    kind, at, *arguments = sys.argv[1:]
-    fault = Fault(kind, int(at))
+def strike(kind: str, at: int, *arguments: str) -> None:
+    """Run a command with a fault; the process is good for nothing else.
+
+    Parameters
+    ----------
+    kind
+        ``count``, ``kill``, ``tear`` (cut the file in half, then kill), or the name of an error such as
+        ``ENOSPC``, which every write from ``at`` on gets.
+    at
+        Which write.
+    arguments
+        Of ``stackllm``.
+    """
     import polars as pl
 
+    fault = Fault(kind, at)
     os.fsync = fault.around("fsync", os.fsync)
     os.replace = fault.around("replace", os.replace)
     for name in ("write_parquet", "write_csv"):
         setattr(pl.DataFrame, name, fault.around(name, getattr(pl.DataFrame, name)))
     sys.addaudithook(fault.audit)
-    sys.argv = ["stackllm", *arguments]
-    from stackllm.cli import main as stackllm
-
-    stackllm()
-
-
-if __name__ == "__main__":
-    main()
+    stackllm(*arguments)

@@ -15,7 +15,7 @@ class MissedError(Exception):
     """The fault came before or after the work; the case is drawn again."""
 
 
-def play(name: str, cases: Iterable[tuple[str, Case]], retries: int = 8) -> dict[str, Any]:
+def play(name: str, cases: Iterable[tuple[str, Case]], retries: int = 30) -> dict[str, Any]:
     """Play all cases of a figure.
 
     Parameters

@@ -23,6 +23,7 @@ from benchmarks.campaign.contest import (
 )
 from benchmarks.campaign.figures import Case, MissedError, difference, play
 
+STAGES = ("features", "decoder", "stack", "pseudo", "optim")
 JOBS = 2
 SECONDS_TO_STOP = 10.0
 
@@ -33,7 +34,7 @@ def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     draw = random.Random(seed)
     quarter = -(-draws // 4)
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        for stage in known.values():
+        for stage in (known[name] for name in STAGES):
             count = draws if number == signal.SIGKILL else quarter
             yield play(f"{number.name} in {stage.name}", _cases(stage, number, count, draw))
     stored = [known[name] for name in ("features", "decoder", "stack", "pseudo")]

@@ -10,28 +10,31 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign.contest import Stage, digests, environment, python, run, stages
+from benchmarks.campaign.contest import Stage, digests, environment, python, stages
+from benchmarks.campaign.faulty import strike
 from benchmarks.campaign.figures import Case, difference, play
+from benchmarks.campaign.forked import forked, stackllm
 
 ERRORS = ("ENOSPC", "EACCES", "EIO", "EMFILE")
+STAGES = ("optim", "features", "stack", "pseudo")
 
 
 def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """The figures of this file: so many writes of ``stack`` and of ``optim``, at most all of them."""
+    """The figures of this file: so many writes of each command, at most all of them."""
     draw = random.Random(seed)
-    every = stages(home)
-    known = [every[name] for name in ("stack", "optim")]
+    known = stages(home)
     for kind in ("kill", "tear", *ERRORS):
-        cases = [
-            (f"{stage.name} {kind} at write {at} of {count}", faulty_write(stage, kind, at))
-            for stage in known
-            for count in [count_writes(stage)]
-            for at in _drawn(range(count), draws, draw)
-        ]
-        yield play(f"{kind} at every write", cases)
+        for name in STAGES:
+            stage = known[name]
+            count = count_writes(stage)
+            cases = [
+                (f"{kind} at write {at} of {count}", faulty_write(stage, kind, at))
+                for at in _drawn(range(count), draws, draw)
+            ]
+            yield play(f"{kind} at every write of {name}", cases)
     sizes = _drawn(range(1_000, 60_000, 1_000), draws, draw)
     cases = [
-        (f"{name} {n} bytes", too_large(every[name], n))
+        (f"{name} {n} bytes", too_large(known[name], n))
         for name in ("features", "stack")
         for n in sizes
     ]
@@ -48,8 +51,7 @@ def _arguments(stage: Stage) -> list[str]:
 
 
 def _faulty(stage: Stage, kind: str, at: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    module = python("-m", "benchmarks.campaign.faulty")
-    return run([*module, kind, str(at), *_arguments(stage)], folder)
+    return forked(folder, strike, kind, at, *_arguments(stage))
 
 
 def count_writes(stage: Stage) -> int:
@@ -95,7 +97,7 @@ def sentence(done: subprocess.CompletedProcess[str], status: int) -> str | None:
 
 
 def _goes_on(stage: Stage, folder: Path) -> str | None:
-    again = run(stage.command, folder)
+    again = forked(folder, stackllm, *_arguments(stage))
     if again.returncode:
         return f"the same command ended with {again.returncode}: {again.stderr[-300:]}"
     return difference(digests(folder), stage.expected)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from stackllm.engine import ranks
 from stackllm.errors import MissingInputError, StorageError, UsageError
-from stackllm.store.units import REUSED, make_unit, publish, state
+from stackllm.store.units import REUSED, make_unit, publish, quarantine, state
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
@@ -408,7 +408,10 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
     made_from = _file_digest(source)
     unit = make_unit(f"backbones/{name}-{made_from[:16]}", 1, made_from)
     folder = unit.inside(cache_folder())
-    if state(cache_folder(), unit) != REUSED:
+    condition = state(cache_folder(), unit)
+    if condition == "corrupt":
+        echo(f"backbone {name} was damaged; moved to {quarantine(cache_folder(), unit)}")
+    if condition != REUSED:
         echo(f"backbone {name}: converting {source.name} once into {folder}")
         publish(cache_folder(), unit, lambda temporary: _convert(source, temporary))
     return str(folder)
