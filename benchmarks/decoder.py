@@ -49,7 +49,7 @@ class Grid:
 
 def measure(quick: bool, data: Path | None) -> Result:
     """Run the three grids and compare their times and losses."""
-    n_groups, n_folds, seeds = (6, 2, (0,)) if quick else (7, 5, (0, 1, 2))
+    n_groups, n_folds, seeds = (6, 2, (0,)) if quick else (15, 5, (0, 1, 2))
     cached = DecoderParams(
         trainable_layers=TOP,
         prompt=PromptParams(max_length_prompt=64, max_length_answer=128),

@@ -240,7 +240,8 @@ def warm_head(
 
     model.eval()
     rows = np.unique(targets.rows)
-    states = read(last_states, model, rows, lengths[rows], collate)
+    with model.disable_adapter():  # which still add nothing
+        states = read(last_states, model, rows, lengths[rows], collate)
     scale = np.maximum(states.std(axis=0), 1e-6)
     features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
     features[rows] = states / scale
