@@ -25,7 +25,7 @@ from stackllm.engine.progress import Reporter
 from stackllm.llm import training
 from stackllm.llm.classifier import LoraParams, new_classifier
 from stackllm.llm.prompts import PromptParams
-from stackllm.llm.training import TrainingParams
+from stackllm.llm.training import Examples, TrainingParams
 from stackllm.llm.trunk import cache_trunk
 from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams
@@ -160,10 +160,8 @@ def _without_cache(
     lengths, collate = decoder.sequences(grid.inputs, whole, tokenizer)
     labels = np.eye(grid.n_classes)[targets.labels]
     decoder.warm_head(model, grid.inputs.groups, targets, lengths, collate, seed)
-    training.train(
-        model, targets.rows, labels, targets.weights, lengths[targets.rows], collate,
-        params.training, seed, folder / "metrics.jsonl",
-    )  # fmt: skip
+    examples = Examples(targets.rows, labels, targets.weights, lengths[targets.rows], collate)
+    training.train(model, examples, params.training, seed, folder / "metrics.jsonl")
     model.eval()
     return training.predict(model, own, lengths[own], collate)
 

@@ -63,6 +63,12 @@ class LockedError(StackllmError):
     exit_code = 75
 
 
+class TrainingError(StackllmError):
+    """A fine-tuning that cannot go on: its loss is no number any more."""
+
+    exit_code = 65
+
+
 class BudgetError(StackllmError):
     """As many requests as allowed have been sent; every answer is kept."""
 

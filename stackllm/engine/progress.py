@@ -66,6 +66,15 @@ def notes_of_this_unit() -> Path | None:
     return path if path is not None and path.exists() else None
 
 
+def trackers_folder() -> Path | None:
+    """Where trackers of the unit at work may write: beside all units, which hold results only.
+
+    None outside of units.
+    """
+    path = _NOTES.get()
+    return None if path is None else path.parents[1] / "trackers" / path.stem
+
+
 class Reporter:
     """Writes to standard error, so that standard output stays clean for results.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from stackllm.engine import ranks
-from stackllm.errors import StorageError, UsageError
+from stackllm.errors import StorageError, TrainingError, UsageError
 from stackllm.llm.classifier import Batch, logits, trained
 from stackllm.llm.resuming import load_batch_size
-from stackllm.llm.trainer import TrainingError, make_trainer
 from stackllm.store.checkpoints import checkpoint
 
 Collate = Callable[[np.ndarray], Batch]
@@ -69,13 +69,39 @@ class TrainingParams:
             raise UsageError("[member.training] warmup and label_smoothing must be in [0, 1).")
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What a classifier learns from.
+
+    Parameters
+    ----------
+    rows
+        Which rows, int ``(n,)``.
+    labels
+        Their label probabilities, ``(n, n_classes)``.
+    weights
+        Their weights in the loss, ``(n,)``.
+    lengths
+        Their tokens, ``(n,)``: rows of like length go into one batch.
+    collate
+        Makes a batch of rows.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    lengths: np.ndarray
+    collate: Collate
+
+    def smoothed(self, share: float) -> Examples:
+        """The same with ``share`` of every label spread over all classes."""
+        labels = (1 - share) * self.labels + share / self.labels.shape[1]
+        return dataclasses.replace(self, labels=labels)
+
+
 def train(
     model: Any,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    weights: np.ndarray,
-    lengths: np.ndarray,
-    collate: Collate,
+    examples: Examples,
     params: TrainingParams,
     seed: int,
     history: Path,
@@ -87,16 +113,8 @@ def train(
     ----------
     model
         From :func:`stackllm.llm.classifier.new_classifier`; trained in place.
-    rows
-        Which rows, int ``(n,)``.
-    labels
-        Their label probabilities, ``(n, n_classes)``.
-    weights
-        Their weights in the loss, ``(n,)``.
-    lengths
-        Their tokens, ``(n,)``: rows of like length go into one batch.
-    collate
-        Makes a batch of rows.
+    examples
+        What it learns from.
     params
         Settings.
     seed
@@ -120,16 +138,15 @@ def train(
     from accelerate.utils.memory import should_reduce_batch_size
 
     from stackllm.llm.callbacks import EarlyStopping, History, Saving
+    from stackllm.llm.trainer import make_trainer
 
-    smoothed = (1 - params.label_smoothing) * labels + params.label_smoothing / labels.shape[1]
+    examples = examples.smoothed(params.label_smoothing)
     start = {name: value.detach().clone() for name, value in trained(model).items()}
     before = checkpoint()
     batch_size = params.batch_size if before is None else load_batch_size(before)
     while True:
         try:
-            trainer = make_trainer(
-                model, rows, smoothed, weights, lengths, collate, params, batch_size, seed
-            )
+            trainer = make_trainer(model, examples, params, batch_size, seed)
             record = History(history, batch_size, before)
             trainer.add_callback(record)
             stopping = None
@@ -168,7 +185,7 @@ def predict(
     model
         In evaluation mode.
     rows, lengths, collate
-        As for :func:`train`.
+        As for :class:`Examples`.
     batch_size
         Rows a pass; halved when memory runs out.
     """

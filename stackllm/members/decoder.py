@@ -17,7 +17,7 @@ import numpy as np
 from stackllm.data.folds import inner_folds
 from stackllm.data.metrics import log_loss
 from stackllm.engine import ranks
-from stackllm.errors import UsageError
+from stackllm.errors import TrainingError, UsageError
 from stackllm.llm.backbone import (
     EMBEDDED,
     Attention,
@@ -40,8 +40,7 @@ from stackllm.llm.classifier import (
     upper_layers,
 )
 from stackllm.llm.prompts import PromptParams, make_prompts
-from stackllm.llm.trainer import TrainingError
-from stackllm.llm.training import Collate, TrainingParams, is_finite, read, train
+from stackllm.llm.training import Collate, Examples, TrainingParams, is_finite, read, train
 from stackllm.llm.training import predict as predict_rows
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
@@ -172,6 +171,7 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     labels = np.zeros((len(rows), targets.n_classes))
     np.add.at(labels, (where, fitted.labels), fitted.weights)
     weights = labels.sum(axis=1)
+    examples = Examples(rows, labels / weights[:, None], weights, lengths[rows], collate)
 
     def validate() -> float:
         return log_loss(predict_rows(model, held.rows, lengths[held.rows], collate), held.labels)
@@ -180,10 +180,8 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
         with upper_layers(model, params.n_trained):
             if params.warm_head:
                 warm_head(model, inputs.groups, fitted, lengths, collate, seed)
-            train(
-                model, rows, labels / weights[:, None], weights, lengths[rows], collate,
-                training, seed, folder / "metrics.jsonl", validate if len(held.rows) else None,
-            )  # fmt: skip
+            history = folder / "metrics.jsonl"
+            train(model, examples, training, seed, history, validate if len(held.rows) else None)
     except TrainingError as error:
         raise TrainingError(f"{error}{_keep_last_good(model)}") from error
     save_classifier(model, folder)

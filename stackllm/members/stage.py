@@ -10,9 +10,8 @@ import numpy as np
 
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import notes_of_this_unit
-from stackllm.errors import DataError
+from stackllm.errors import DataError, TrainingError
 from stackllm.llm.encode import workers
-from stackllm.llm.trainer import TrainingError
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import Keys
 from stackllm.members.crossfit import CrossFit, Design, Fit

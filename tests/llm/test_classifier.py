@@ -11,17 +11,18 @@ from helpers import digests
 from small_decoders import LORA, N_CLASSES, make_inputs, make_params, make_rows, make_targets
 
 from stackllm.data.metrics import log_loss
-from stackllm.engine.local import Engine
+from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import Reporter
-from stackllm.errors import StorageError, UsageError
+from stackllm.errors import StorageError, TrainingError, UsageError
 from stackllm.llm import training, trunk
 from stackllm.llm.backbone import keep_unpacked, load_model, weights_options
 from stackllm.llm.classifier import LoraParams, head, logits, new_classifier, upper_layers
 from stackllm.llm.prompts import PromptParams
-from stackllm.llm.training import TrainingError, TrainingParams
+from stackllm.llm.training import Examples, TrainingParams
 from stackllm.llm.trunk import TrunkParams, cache_trunk
 from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams
+from stackllm.store.units import make_unit
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gemma2", "gemma3_text")
 PRECISIONS = ("float32", "bfloat16", "int8", "nf4")
@@ -201,11 +202,28 @@ def test_memory_that_holds_no_row_is_one_sentence(make_backbone, tmp_path):
 
     with upper_layers(model, 2), pytest.raises(StorageError, match="out of memory with one row"):
         training.predict(model, np.arange(18), lengths, none)
+    examples = Examples(np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, none)
     with upper_layers(model, 2), pytest.raises(StorageError, match="out of memory with 1 rows"):
         training.train(
-            model, np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, none,
-            TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl",
-        )  # fmt: skip
+            model, examples, TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl"
+        )
+
+
+def test_trackers_write_beside_the_units(make_backbone, tmp_path):
+    """No tracker is installed here, but what is made for them shows where they would write."""
+    rows = make_rows()
+    training = TrainingParams(epochs=1, batch_size=8, report_to=("none",))
+    params = make_params(make_backbone("llama"), training=training)
+    inputs = make_inputs(tmp_path, params, rows)
+    unit = make_unit("members/own/fold0", 1)
+    engine = Engine(tmp_path / "run", 1, Reporter(quiet=True))
+    engine.ensure("fit", [Task(unit, _fit, (inputs, make_targets(rows), params))])
+    assert (tmp_path / "run/trackers/members-own-fold0").is_dir()
+    assert not (tmp_path / "run/live").exists() or not any((tmp_path / "run/live").iterdir())
+
+
+def _fit(folder, inputs, targets, params):
+    decoder.fit(inputs, targets, params, 0, folder)
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_step(make_backbone, tmp_path):
@@ -224,10 +242,10 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(make_backbone, tmp_pa
 
     labels = np.eye(3)[np.arange(len(rows)) % 3]
     with upper_layers(model, 2):
+        examples = Examples(np.arange(len(rows)), labels, np.ones(len(rows)), lengths, small)
         training.train(
-            model, np.arange(len(rows)), labels, np.ones(len(rows)), lengths, small,
-            TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl",
-        )  # fmt: skip
+            model, examples, TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl"
+        )
         model.eval()
         found = training.predict(model, np.arange(len(rows)), lengths, small)
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
@@ -261,11 +279,9 @@ def test_weights_that_are_no_numbers_after_the_last_step_stop_it(make_backbone, 
     head(model).weight.register_hook(
         lambda gradient: gradient * float("nan")
     )  # as an overflow does
+    examples = Examples(np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, collate)
     with upper_layers(model, 2), pytest.raises(TrainingError, match="no numbers after the last"):
-        training.train(
-            model, np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, collate,
-            params.training, 0, tmp_path / "metrics.jsonl",
-        )  # fmt: skip
+        training.train(model, examples, params.training, 0, tmp_path / "metrics.jsonl")
 
 
 def test_a_loss_that_is_no_number_stops_with_its_step(make_backbone, tmp_path):
@@ -276,11 +292,11 @@ def test_a_loss_that_is_no_number_stops_with_its_step(make_backbone, tmp_path):
     lengths, collate = decoder.sequences(inputs, params, tokenizer)
     labels = np.eye(3)[np.arange(len(rows)) % 3]
     labels[:] = np.nan
+    examples = Examples(np.arange(len(rows)), labels, np.ones(len(rows)), lengths, collate)
     with upper_layers(model, 2), pytest.raises(TrainingError, match="the loss is nan at step 1"):
         training.train(
-            model, np.arange(len(rows)), labels, np.ones(len(rows)), lengths, collate,
-            TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl",
-        )  # fmt: skip
+            model, examples, TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl"
+        )
 
 
 def test_a_changed_text_costs_the_trunk_one_row(make_backbone, tmp_path):

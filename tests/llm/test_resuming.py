@@ -12,9 +12,10 @@ from small_decoders import make_inputs, make_params, make_rows, make_targets
 
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import Reporter
+from stackllm.errors import TrainingError
 from stackllm.llm import callbacks
 from stackllm.llm.classifier import LoraParams
-from stackllm.llm.trainer import Steps, TrainingError
+from stackllm.llm.steps import Steps
 from stackllm.llm.training import TrainingParams
 from stackllm.members import decoder
 from stackllm.store.units import make_unit
