@@ -65,9 +65,13 @@ def test_every_write_of_optim(known, kind):
     passes(*(writes.faulty_write(known["optim"], kind, at) for at in range(0, count, step)))
 
 
-@pytest.mark.parametrize(("kind", "at"), [("kill", 150), ("tear", 40), ("ENOSPC", 200)])
-def test_a_write_of_the_stack(known, kind, at):
-    passes(writes.faulty_write(known["stack"], kind, at))
+@pytest.mark.parametrize(
+    ("kind", "step"), [("kill", 20), ("tear", 40), ("ENOSPC", 40), ("EMFILE", 80)]
+)
+def test_writes_of_the_stack(known, kind, step):
+    count = writes.count_writes(known["stack"])
+    assert count > 200
+    passes(*(writes.faulty_write(known["stack"], kind, at) for at in range(7, count, step)))
 
 
 @pytest.mark.parametrize("n_bytes", [1_000, 4_000])
@@ -75,8 +79,14 @@ def test_a_system_that_takes_no_more_bytes(known, n_bytes):
     passes(writes.too_large(known["features"], n_bytes))
 
 
-def test_damage_to_every_unit(known):
-    passes(damage.damaged_units(known["stack"], "flipped bit", random.Random(0), Counter()))
+@pytest.mark.parametrize(("name", "how"), [("stack", "flipped bit"), ("llm", "truncation")])
+def test_damage_to_every_unit(known, name, how):
+    struck = Counter(
+        {"*.jsonl": 9, "decoder.json": 9, "adapter_config.json": 9, "manifest.json": 9}
+    )
+    passes(damage.damaged_units(known[name], how, random.Random(0), struck))
+    assert sum(struck.values()) >= 36 + 10
+    assert name == "stack" or {"*.safetensors", "trunk *.npy", "encoder *.npy"} <= set(struck)
 
 
 def test_models_that_nobody_wrote_are_not_loaded(known):

@@ -35,12 +35,9 @@ def damaged_units(stage: Stage, how: str, draw: random.Random, struck: Counter[s
     """Damage one file of every unit, of a kind that was rare so far: all must be found and made again."""
 
     def case() -> str | None:
-        whole, folder = stage.home / f"{stage.name}-whole", stage.home / f"{stage.name}-damaged"
+        folder = stage.home / f"{stage.name}-damaged"
         shutil.rmtree(folder, ignore_errors=True)
-        if not whole.exists():
-            shutil.copytree(stage.start, whole)
-            assert run(stage.command, whole).returncode == 0
-        shutil.copytree(whole, folder)
+        shutil.copytree(stage.undisturbed, folder)
         artifacts = folder / "artifacts"
         units = {path.parent.relative_to(artifacts) for path in artifacts.rglob("manifest.json")}
         for unit in sorted(units):

@@ -41,6 +41,7 @@ def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     races = [(f"race {i}", race(known["features"], draw.randint(2, 8))) for i in range(draws)]
     yield play("processes that want the same run", races)
     watched = [(name, watched_command(known["pseudo"], name)) for name in WATCHED]
+    watched.append(("features with LLMs", watched_command(known["llm"], "features")))
     yield play("pickle, socket and shell events", watched)
 
 

@@ -10,6 +10,7 @@ import atexit
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ def main() -> None:
 
 
 def is_pickle(path: Path) -> bool:
-    """Does a file begin and end as pickles of protocol 2 and later do, or have their usual names?"""
+    """Does a file look like a pickle of protocol 2 or later, hold one as torch's do, or have its usual name?"""
+    if path.suffix in {".pkl", ".pickle", ".joblib", ".pt", ".pth"}:
+        return True
+    if zipfile.is_zipfile(path):
+        return any(name.endswith(".pkl") for name in zipfile.ZipFile(path).namelist())
     content = path.read_bytes()
-    named = path.suffix in {".pkl", ".pickle", ".joblib", ".pt", ".pth"}
-    return named or (content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[-1:] == b".")
+    return content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[-1:] == b"."
 
 
 if __name__ == "__main__":

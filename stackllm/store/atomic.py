@@ -55,6 +55,14 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, whose names are durable then."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names inside ``folder`` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -87,7 +95,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         If anything on the way fails; the temporary file is gone then.
     """
     with storage_errors(path, "writing"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         _remove_abandoned(path)
@@ -137,7 +145,7 @@ def replace_folder(
         If anything on the way fails.
     """
     with storage_errors(path, "writing"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
         try:
             fill(temporary)
