@@ -35,7 +35,7 @@ class Reading:
     mask: torch.Tensor | None = None
 
     def copy(self, rows: list[int]) -> Reading:
-        """A reading of these rows, any of them as often as wanted."""
+        """A reading of these rows, any of them as often as wanted, without what pads all of them."""
         import torch
         from transformers import DynamicCache
 
@@ -44,9 +44,14 @@ class Reading:
         index = torch.tensor(rows, device=self.mask.device)
         cache = DynamicCache()
         with torch.inference_mode():
+            mask = self.mask[index]
+            start = int(
+                mask.any(0).int().argmax()
+            )  # (n, n_read): the first that is real for any row
             for number, layer in enumerate(self.cache.layers):
-                cache.update(layer.keys[index], layer.values[index], number)
-            return Reading(cache, self.mask[index])
+                keys, values = (states[index, :, start:] for states in (layer.keys, layer.values))
+                cache.update(keys, values, number)
+            return Reading(cache, mask[:, start:])
 
     def go_on(
         self, model: Any, texts: list[list[int]], left: bool, **options: Any

@@ -61,11 +61,14 @@ def test_questions_are_read_once_and_every_response_within_the_budget(make_model
 def test_a_copy_reads_on_without_its_original(make_model):
     model = make_model("llama")
     begun, _ = Reading().go_on(model, [[5, 6, 7], [8]], left=True)
+    assert begun.copy([1, 1]).mask.shape == (2, 1)  # what padded them is gone
     copies = [begun.copy([1, 0, 1]), begun.copy([1, 0, 1])]
     outputs = [it.go_on(model, [[9, 3], [4], [9, 3]], left=False)[1] for it in copies]
     first, second = (output.last_hidden_state for output in outputs)
     assert torch.equal(first, second)
     torch.testing.assert_close(first[0], first[2])
+    alone = begun.copy([1]).go_on(model, [[9, 3]], left=False)[1].last_hidden_state
+    torch.testing.assert_close(first[0], alone[0], rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
         whole = model.base_model(input_ids=torch.tensor([[8, 9, 3]])).last_hidden_state
     torch.testing.assert_close(first[0], whole[0, 1:], rtol=1e-4, atol=1e-5)
