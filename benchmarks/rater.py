@@ -24,7 +24,7 @@ def measure(quick: bool, data: Path | None) -> Result:
 
     from stackllm.llm.backbone import load_backbone
     from stackllm.llm.rater import ChatForm, RaterParams, make_prompts, rate_cases
-    from stackllm.llm.scoring import SharedPrompt, score_answers
+    from stackllm.llm.scoring import Prompt, score_answers
     from stackllm.recipes.asked import Case, read_asked
 
     torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def measure(quick: bool, data: Path | None) -> Result:
         for response in rows.filter(pl.col("Question") == question)["Response"]
     ]
     prompts = make_prompts(tokenizer, asked, cases, params)
-    whole = [[*prompt.prefix, *tail] for prompt in prompts for tail in prompt.tails]
+    whole = [[*prompt.prefix, *tail] for prompt in prompts for tail in prompt.responses]
     answers = [ChatForm.of(tokenizer).answer_ids(tokenizer, answer) for answer in asked.answers]
 
     def shared() -> None:
@@ -50,7 +50,7 @@ def measure(quick: bool, data: Path | None) -> Result:
         score_answers(model, prompts, answers)
 
     def apart() -> None:
-        score_answers(model, [SharedPrompt([], whole)], answers)
+        score_answers(model, [Prompt([], whole)], answers)
 
     lengths: list[int] = []
 

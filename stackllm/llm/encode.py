@@ -7,10 +7,8 @@ from the whole table, so a stopped run goes on with the very batches it would ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -29,13 +27,12 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
-from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
+from stackllm.llm.prompts import PromptParams, make_prompts
+from stackllm.llm.reading import within_memory
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
 VERSION = 2
-
-Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -188,39 +185,6 @@ def plan_shards(rows: pl.DataFrame) -> list[list[tuple[str, str, str]]]:
             shards.append([])
         shards[-1] += [(question, *pair) for pair in zip(responses, keys, strict=True)]
     return [shard for shard in shards if shard]
-
-
-def within_memory(
-    prompts: list[Prompt], budget: int, read: Callable[[list[Prompt], int], Read]
-) -> list[Read]:
-    """What ``read`` gives for groups and a budget of tokens; less of both where memory runs out.
-
-    Raises
-    ------
-    StorageError
-        If memory does not even hold one text and its question.
-    """
-    import torch
-
-    results: list[Read] = []
-    waiting = [(prompts, budget)]
-    while waiting:
-        groups, most = waiting.pop(0)
-        try:
-            results.append(read(groups, most))
-        except torch.OutOfMemoryError as error:
-            longest = 1 + max(len(ids) for prompt in groups for ids in prompt.responses)
-            if most > longest:
-                waiting.insert(0, (groups, most // 2))
-            elif len(groups) > 1:
-                middle = len(groups) // 2
-                waiting[:0] = [(groups[:middle], most), (groups[middle:], most)]
-            else:
-                raise StorageError(
-                    f"out of memory with one text of {longest} tokens. Lower the most tokens that are read "
-                    "of a text, or take a smaller backbone or precision."
-                ) from error
-    return results
 
 
 def known_rows(root: Path, folder: str) -> dict[str, tuple[Path, int]]:

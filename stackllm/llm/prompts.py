@@ -13,14 +13,14 @@ Keep = Literal["head", "tail", "both"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of one group: the question once, and each of its responses.
+    """Token ids of texts that begin alike: of one group, the question once, and each of its responses.
 
     Parameters
     ----------
     prefix
-        Token ids of the templated question; at least one.
+        Token ids of what they have in common.
     responses
-        Token ids of each response, without the question; may be empty lists.
+        How each goes on.
     """
 
     prefix: list[int]

@@ -28,7 +28,9 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.encode import known_rows, workers
-from stackllm.llm.scoring import SharedPrompt, answer_probabilities, calibrate, score_answers
+from stackllm.llm.prompts import Prompt
+from stackllm.llm.reading import within_memory
+from stackllm.llm.scoring import answer_probabilities, calibrate, score_answers
 from stackllm.recipes.asked import Asked, Case
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
@@ -189,11 +191,15 @@ def rate_cases(
             )
     empty = Case("", ("",) * (len(cases[0].responses)))
     budget = params.batch_tokens or (32_768 if torch.cuda.is_available() else 1_024)
-    prior, made = (
-        answer_probabilities(
-            score_answers(model, make_prompts(tokenizer, asked, shown, params), answers, budget),
-            answers,
+
+    def scores(prompts: list[Prompt]) -> np.ndarray:
+        parts = within_memory(
+            prompts, budget, lambda some, most: score_answers(model, some, answers, most)
         )
+        return np.concatenate(parts)
+
+    prior, made = (
+        answer_probabilities(scores(make_prompts(tokenizer, asked, shown, params)), answers)
         for shown in ([empty], cases)  # apart, so that what nothing gets never depends on the rest
     )
     return calibrate(made, prior[0])
@@ -201,7 +207,7 @@ def rate_cases(
 
 def make_prompts(
     tokenizer: Any, asked: Asked, cases: list[Case], params: RaterParams
-) -> list[SharedPrompt]:
+) -> list[Prompt]:
     """Token ids of cases, those next to each other with the same question sharing its beginning."""
     form = ChatForm.of(tokenizer)
     return [
@@ -245,7 +251,7 @@ class ChatForm:
 
 def _prompt(
     tokenizer: Any, form: ChatForm, asked: Asked, cases: list[Case], params: RaterParams
-) -> SharedPrompt:
+) -> Prompt:
     """Token ids of cases that share everything up to their own part."""
     special = control_ids(tokenizer)
     gap = list(tokenizer(" ", add_special_tokens=False).input_ids)
@@ -265,7 +271,7 @@ def _prompt(
 
     composed = [compose(asked, case, shorten) for case in cases]
     prefix = ids_of([Piece(form.before), *composed[0][0]])
-    return SharedPrompt(prefix, [ids_of([*own, Piece(form.after)]) for _, own in composed])
+    return Prompt(prefix, [ids_of([*own, Piece(form.after)]) for _, own in composed])
 
 
 def control_ids(tokenizer: Any) -> set[int]:

@@ -6,14 +6,17 @@ careless batch costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from stackllm.errors import StorageError
 from stackllm.llm.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
+
+Read = TypeVar("Read")
 
 _BATCH_COST = 1 / 32
 """What a batch costs beside its tokens, as a share of the largest batch."""
@@ -141,6 +144,39 @@ def read_responses(
         texts = [tails[row] for row in rows]
         ids, mask = pad(texts, left=False, device=model.get_input_embeddings().weight.device)
         yield Responses(rows, own.go_on(model, texts, left=False, **options)[1], ids, mask)
+
+
+def within_memory(
+    prompts: list[Prompt], budget: int, read: Callable[[list[Prompt], int], Read]
+) -> list[Read]:
+    """What ``read`` gives for groups and a budget of tokens; less of both where memory runs out.
+
+    Raises
+    ------
+    StorageError
+        If memory does not even hold one text and its question.
+    """
+    import torch
+
+    results: list[Read] = []
+    waiting = [(prompts, budget)]
+    while waiting:
+        groups, most = waiting.pop(0)
+        try:
+            results.append(read(groups, most))
+        except torch.OutOfMemoryError as error:
+            longest = 1 + max(len(ids) for prompt in groups for ids in prompt.responses)
+            if most > longest:
+                waiting.insert(0, (groups, most // 2))
+            elif len(groups) > 1:
+                middle = len(groups) // 2
+                waiting[:0] = [(groups[:middle], most), (groups[middle:], most)]
+            else:
+                raise StorageError(
+                    f"out of memory with one text of {longest} tokens. Lower the most tokens that are read "
+                    "of a text, or take a smaller backbone or precision."
+                ) from error
+    return results
 
 
 def pad(rows: list[list[int]], left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

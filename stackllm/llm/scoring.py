@@ -11,11 +11,11 @@ Biases of the LLM towards an answer whatever is shown are divided out, after Zha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stackllm.llm.prompts import Prompt
 from stackllm.llm.reading import Reading, like_length
 
 if TYPE_CHECKING:
@@ -28,24 +28,8 @@ _HEAD_ROWS = 64
 """Hidden states that are scored over the vocabulary at once."""
 
 
-@dataclass(frozen=True)
-class SharedPrompt:
-    """Token ids of prompts that begin alike.
-
-    Parameters
-    ----------
-    prefix
-        What they have in common.
-    tails
-        How each goes on; at least one token each.
-    """
-
-    prefix: list[int]
-    tails: list[list[int]]
-
-
 def score_answers(
-    model: Any, prompts: list[SharedPrompt], answers: list[list[int]], budget: int = 1_024
+    model: Any, prompts: list[Prompt], answers: list[list[int]], budget: int = 1_024
 ) -> np.ndarray:
     """Log-probability of each answer after each prompt.
 
@@ -54,7 +38,8 @@ def score_answers(
     model
         A transformers causal LM in evaluation mode.
     prompts
-        Groups of prompts.
+        Prompts that begin alike: what they have in common, which may be nothing, and how each goes on,
+        with at least one token.
     answers
         Token ids of each allowed answer, at least one each.
     budget
@@ -63,16 +48,16 @@ def score_answers(
     Returns
     -------
     numpy.ndarray
-        float64 ``(n_rows, n_answers)``: the sum over the answer's tokens. Rows are the prompts'
-        tails, one prompt after the other.
+        float64 ``(n_rows, n_answers)``: the sum over the answer's tokens. Rows are the ends
+        of prompts, one group after the other.
     """
     import torch
 
-    rows = [[*prompt.prefix, *tail] for prompt in prompts for tail in prompt.tails]
+    rows = [[*prompt.prefix, *tail] for prompt in prompts for tail in prompt.responses]
     window = getattr(model.config.get_text_config(), "sliding_window", None) or np.inf
     if len(rows) > 1 and max(map(len, rows)) + max(map(len, answers)) > window:
         # A sliding window counts padding too, so such rows are read one by one.
-        alone = [score_answers(model, [SharedPrompt([], [row])], answers) for row in rows]
+        alone = [score_answers(model, [Prompt([], [row])], answers) for row in rows]
         return np.concatenate(alone)
     paths = continuations(answers)
     with torch.inference_mode():
@@ -176,7 +161,7 @@ def _next_tokens(answers: list[list[int]], begun: list[int]) -> list[int]:
 
 
 def _read(
-    model: Any, prompts: list[SharedPrompt], paths: list[list[int]], budget: int
+    model: Any, prompts: list[Prompt], paths: list[list[int]], budget: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states of each row's end ``(n_rows, hidden)``, and along each path after it.
 
@@ -191,7 +176,7 @@ def _read(
     heads = [prompt.prefix[len(root) :] for prompt in prompts]
     if any(heads):
         trunk, _ = trunk.go_on(model, heads, left=True)
-    tails = [(g, tail) for g, prompt in enumerate(prompts) for tail in prompt.tails]
+    tails = [(g, tail) for g, prompt in enumerate(prompts) for tail in prompt.responses]
     last: list[Any] = [None] * len(tails)
     later: list[Any] = [None] * len(tails)
     most = budget // max(1, len(paths))

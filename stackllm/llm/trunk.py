@@ -29,9 +29,9 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.classifier import check_layers, count_layers, lower_layers
-from stackllm.llm.encode import known_rows, plan_shards, within_memory, workers
+from stackllm.llm.encode import known_rows, plan_shards, workers
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
-from stackllm.llm.reading import read_responses
+from stackllm.llm.reading import read_responses, within_memory
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 

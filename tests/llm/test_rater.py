@@ -200,6 +200,24 @@ def test_one_row_alone_equals_the_row_in_a_batch(backbone, budget):
         np.testing.assert_allclose(row, alone[0], rtol=1e-3, atol=1e-5)
 
 
+def test_where_memory_runs_out_fewer_are_asked_at_once(backbone, monkeypatch):
+    loaded = load_backbone(backbone, "float32", echo=lambda _: None)
+    cases = make_cases(4)
+    expected = rate_cases(loaded.model, loaded.tokenizer, RATING, cases, params(backbone))
+    whole, asked = module.score_answers, []
+
+    def small(model, prompts, answers, budget):
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("this device is small")
+        asked.append(budget)
+        return whole(model, prompts, answers, budget)
+
+    monkeypatch.setattr(module, "score_answers", small)
+    found = rate_cases(loaded.model, loaded.tokenizer, RATING, cases, params(backbone))
+    assert len(asked) > 2
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_what_is_shown_when_nothing_is_there_is_rated_evenly(backbone):
     loaded = load_backbone(backbone, "float32", echo=lambda _: None)
     empty = [Case("", ("",))]

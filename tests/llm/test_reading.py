@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stackllm.errors import StorageError
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import Reading, like_length, read_responses
+from stackllm.llm.reading import Reading, like_length, read_responses, within_memory
 
 PROMPTS = [
     Prompt([5, 6, 7, 8], [[10, 11, 12], [20] * 9, [31]]),
@@ -72,3 +73,29 @@ def test_a_copy_reads_on_without_its_original(make_model):
     with torch.inference_mode():
         whole = model.base_model(input_ids=torch.tensor([[8, 9, 3]])).last_hidden_state
     torch.testing.assert_close(first[0], whole[0, 1:], rtol=1e-4, atol=1e-5)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    room=st.integers(1, 12),
+    budget=st.integers(1, 500),
+)
+def test_whatever_memory_holds_all_is_read_in_order(sizes, room, budget):
+    """A device on which the texts of a pass, or the questions of a reading, may be no more than so many."""
+    prompts = [Prompt([number], [[7] * size]) for number, size in enumerate(sizes)]
+
+    def read(groups, most):
+        if len(groups) > room or most > 2 * (1 + max(sizes)):
+            raise torch.OutOfMemoryError("this device is small")
+        return [prompt.prefix[0] for prompt in groups]
+
+    found = itertools.chain(*within_memory(prompts, budget, read))
+    assert list(found) == list(range(len(sizes)))
+
+
+def test_memory_for_nothing_is_one_sentence():
+    def read(groups, most):
+        raise torch.OutOfMemoryError("this device is small")
+
+    with pytest.raises(StorageError, match="one text of 4 tokens"):
+        within_memory([Prompt([1], [[2, 3, 4]])] * 3, 100, read)

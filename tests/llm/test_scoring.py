@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllm.llm.scoring import (
-    SharedPrompt,
+    Prompt,
     answer_probabilities,
     calibrate,
     continuations,
@@ -18,9 +18,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
 torch.set_num_threads(1)  # small matrices: more threads only wait for each other
 
 PROMPTS = [
-    SharedPrompt([5, 6, 7, 8, 9], [[10, 11, 12], [20] * 9, [31]]),
-    SharedPrompt([40, 41], [[50, 51, 52, 53, 54, 55], [60, 61]]),
-    SharedPrompt([], [[71, 72]]),
+    Prompt([5, 6, 7, 8, 9], [[10, 11, 12], [20] * 9, [31]]),
+    Prompt([40, 41], [[50, 51, 52, 53, 54, 55], [60, 61]]),
+    Prompt([], [[71, 72]]),
 ]
 ANSWERS = [[3], [4], [3, 2], [7, 8, 9], [7, 8, 1], [7, 5], [11]]
 
@@ -34,7 +34,7 @@ def plain(model, prompt, answer):
 
 
 def rows_of(prompts):
-    return [(prompt.prefix, tail) for prompt in prompts for tail in prompt.tails]
+    return [(prompt.prefix, tail) for prompt in prompts for tail in prompt.responses]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,7 +52,7 @@ def test_one_row_alone_equals_the_row_in_a_batch(make_model):
     together = score_answers(model, PROMPTS, ANSWERS)
     alone = np.concatenate(
         [
-            score_answers(model, [SharedPrompt(prefix, [tail])], ANSWERS)
+            score_answers(model, [Prompt(prefix, [tail])], ANSWERS)
             for prefix, tail in rows_of(PROMPTS)
         ]
     )
@@ -74,7 +74,7 @@ def test_answers_of_one_token_need_no_second_pass(make_model):
 @pytest.mark.parametrize("root", [[], [80, 81, 82]])
 def test_neither_batches_nor_a_common_beginning_change_a_score(make_model, budget, root):
     model = make_model("qwen2")
-    prompts = [SharedPrompt([*root, *prompt.prefix], prompt.tails) for prompt in PROMPTS]
+    prompts = [Prompt([*root, *prompt.prefix], prompt.responses) for prompt in PROMPTS]
     scores = score_answers(model, prompts, ANSWERS, budget)
     for i, (prefix, tail) in enumerate(rows_of(prompts)):
         expected = [plain(model, prefix + tail, answer) for answer in ANSWERS]
