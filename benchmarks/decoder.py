@@ -24,8 +24,8 @@ from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
 from stackllm.llm import training
 from stackllm.llm.classifier import LoraParams, new_classifier
+from stackllm.llm.examples import Examples, TrainingParams
 from stackllm.llm.prompts import PromptParams
-from stackllm.llm.training import Examples, TrainingParams
 from stackllm.llm.trunk import cache_trunk
 from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams

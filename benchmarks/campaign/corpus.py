@@ -2,9 +2,70 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from benchmarks.campaign.tables import HEADER, SETTINGS, TEST, TRAIN, Bad, parquet, train_rows
+HEADER = "Question,Response,target\n"
+TEST = "id,Question,Response\n" + "".join(
+    f"{3 * group + row},test {group},answer {row} {group}\n"
+    for group in range(3)
+    for row in range(3)
+)
+SETTINGS = '[run]\nfolds = 2\n[encoder]\nbackbone = "none"\n[[member]]\nkind = "lexical"\n'
+
+
+def train_rows(mark: Callable[[str], str] = lambda text: text) -> str:
+    """Six groups of three rows; ``mark`` changes each response."""
+    return "".join(
+        f"question {group},{mark(f'answer {row} of {group}')},{row}\n"
+        for group in range(6)
+        for row in range(3)
+    )
+
+
+TRAIN = HEADER + train_rows()
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A contest with something wrong or odd in it.
+
+    Parameters
+    ----------
+    name
+        What is wrong.
+    status
+        The exit code it gets.
+    words
+        A part of the sentence it gets; empty for odd tables that are fine.
+    train, test
+        Contents of the two files; None leaves the file out.
+    settings
+        Content of ``stackllm.toml``.
+    arguments
+        Further options of ``stackllm features``.
+    """
+
+    name: str
+    status: int
+    words: str
+    train: str | bytes | None = TRAIN
+    test: str | bytes | None = TEST
+    settings: str = SETTINGS
+    arguments: tuple[str, ...] = field(default=())
+
+
+def parquet(columns: dict[str, Any]) -> bytes:
+    """A Parquet file of these columns."""
+    import polars as pl
+
+    target = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(target)
+    return target.getvalue()
+
 
 _NFC, _NFD = (unicodedata.normalize(form, "ü") for form in ("NFC", "NFD"))
 _IDS = "id,Question,Response,target\n" + "".join(

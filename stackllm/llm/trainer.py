@@ -16,8 +16,8 @@ from stackllm.engine.progress import trackers_folder
 from stackllm.errors import TrainingError
 from stackllm.llm import resuming
 from stackllm.llm.classifier import HEAD, Batch, logits, trained
+from stackllm.llm.examples import Examples, TrainingParams
 from stackllm.llm.steps import Steps
-from stackllm.llm.training import Examples, TrainingParams
 
 
 def make_trainer(

@@ -39,8 +39,9 @@ from stackllm.llm.classifier import (
     save_classifier,
     upper_layers,
 )
+from stackllm.llm.examples import Collate, Examples, TrainingParams
 from stackllm.llm.prompts import PromptParams, make_prompts
-from stackllm.llm.training import Collate, Examples, TrainingParams, is_finite, read, train
+from stackllm.llm.training import is_finite, read, train
 from stackllm.llm.training import predict as predict_rows
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk

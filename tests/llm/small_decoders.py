@@ -6,8 +6,8 @@ import polars as pl
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
 from stackllm.llm.classifier import LoraParams
+from stackllm.llm.examples import TrainingParams
 from stackllm.llm.prompts import PromptParams
-from stackllm.llm.training import TrainingParams
 from stackllm.llm.trunk import cache_trunk
 from stackllm.members.decoder import DecoderParams
 from stackllm.members.inputs import Inputs, save_texts, save_trunk, trunk_folder

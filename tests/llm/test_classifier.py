@@ -17,8 +17,8 @@ from stackllm.errors import StorageError, TrainingError, UsageError
 from stackllm.llm import training, trunk
 from stackllm.llm.backbone import keep_unpacked, load_model, weights_options
 from stackllm.llm.classifier import LoraParams, head, logits, new_classifier, upper_layers
+from stackllm.llm.examples import Examples, TrainingParams
 from stackllm.llm.prompts import PromptParams
-from stackllm.llm.training import Examples, TrainingParams
 from stackllm.llm.trunk import TrunkParams, cache_trunk
 from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams

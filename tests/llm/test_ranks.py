@@ -16,7 +16,7 @@ from small_decoders import make_inputs, make_params, make_rows, make_targets
 
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import load_model
-from stackllm.llm.training import TrainingParams
+from stackllm.llm.examples import TrainingParams
 
 PROGRAM = Path(__file__).with_name("two_ranks.py")
 CONFIG = """

@@ -15,8 +15,8 @@ from stackllm.engine.progress import Reporter
 from stackllm.errors import TrainingError
 from stackllm.llm import callbacks
 from stackllm.llm.classifier import LoraParams
+from stackllm.llm.examples import TrainingParams
 from stackllm.llm.steps import Steps
-from stackllm.llm.training import TrainingParams
 from stackllm.members import decoder
 from stackllm.store.units import make_unit
 
