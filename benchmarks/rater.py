@@ -23,8 +23,9 @@ def measure(quick: bool, data: Path | None) -> Result:
     import torch
 
     from stackllm.llm.backbone import load_backbone
+    from stackllm.llm.prompts import Prompt
     from stackllm.llm.rater import ChatForm, RaterParams, make_prompts, rate_cases
-    from stackllm.llm.scoring import Prompt, score_answers
+    from stackllm.llm.scoring import score_answers
     from stackllm.recipes.asked import Case, read_asked
 
     torch.set_num_threads(1)

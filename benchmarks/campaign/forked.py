@@ -1,11 +1,12 @@
 """Commands in processes forked off one that has imported everything: as real as started ones, and faster.
 
 A command of the small contest works for a third of a second and imports for two. The processes come
-from a server that only imports, so nothing of one command is left for the next.
+from a server that only imports, so nothing of one command is left for the next. They share one hash seed.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign.contest import ROOT
+from benchmarks.campaign.contest import environment
 
 _PRELOADED = (
     "stackllm.cli",
@@ -57,7 +58,9 @@ def forked(
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(_PRELOADED))
     with tempfile.TemporaryDirectory() as place:
-        process = server.Process(target=_begin, args=(folder, Path(place), action, args))
+        process = server.Process(
+            target=_begin, args=(folder, Path(place), environment(), action, args)
+        )
         process.start()
         process.join(_SECONDS)
         if process.exitcode is None:
@@ -75,9 +78,19 @@ def stackllm(*arguments: str) -> None:
     main()
 
 
-def _begin(folder: Path, place: Path, action: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _begin(
+    folder: Path,
+    place: Path,
+    variables: dict[str, str],
+    action: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(folder)
-    os.environ["PYTHONPATH"] = str(ROOT)
-    action(*args)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        action(*args)
+    finally:
+        atexit._run_exitfuncs()  # which processes of multiprocessing pass by

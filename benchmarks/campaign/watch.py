@@ -56,8 +56,11 @@ def is_pickle(path: Path) -> bool:
     if path.suffix in {".pkl", ".pickle", ".joblib", ".pt", ".pth"}:
         return True
     if zipfile.is_zipfile(path):
-        return any(name.endswith(".pkl") for name in zipfile.ZipFile(path).namelist())
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
     content = path.read_bytes()
+    if content[:6] == b"\x93NUMPY":
+        return b"'descr': '|O'" in content[:128]
     return content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[-1:] == b"."
 
 

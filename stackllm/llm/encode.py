@@ -27,8 +27,8 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
+from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import PromptParams, make_prompts
-from stackllm.llm.reading import within_memory
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
@@ -157,12 +157,12 @@ def encode_shard(
         max_length=2**30,
     )
     prompts = make_prompts(tokenizer, ((question, text) for question, text, _ in rows), shape)
-    results = within_memory(
-        prompts, budget, lambda groups, most: read_groups(model, groups, layers, most)
+    pooled, likelihood = within_memory(
+        prompts, budget, lambda most: read_groups(model, prompts, layers, most)
     )
     np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
-    np.save(folder / "pooled.npy", np.concatenate([pooled for pooled, _ in results]))
-    np.save(folder / "likelihood.npy", np.concatenate([measured for _, measured in results]))
+    np.save(folder / "pooled.npy", pooled)
+    np.save(folder / "likelihood.npy", likelihood)
 
 
 def workers() -> int | None:

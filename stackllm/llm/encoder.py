@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import read_responses
+from stackllm.llm.reading import opened, read_ends
 
 if TYPE_CHECKING:
     import torch
@@ -59,11 +59,12 @@ def read_groups(
     hidden = model.config.get_text_config().hidden_size
     pooled = np.empty((n_rows, len(layers), 2, hidden), dtype=np.float32)
     likelihood = np.empty((n_rows, len(LIKELIHOOD)), dtype=np.float32)
-    for rows, output, ids, mask in read_responses(
-        model, prompts, budget, output_hidden_states=True
-    ):
-        pooled[rows] = _pool([output.hidden_states[layer] for layer in layers], mask)
-        likelihood[rows] = _likelihood(model, output.last_hidden_state, ids, mask)
+    for ends in read_ends(model, opened(prompts), budget, output_hidden_states=True):
+        states = [ends.output.hidden_states[layer] for layer in layers]
+        pooled[ends.rows] = _pool(states, ends.mask)
+        likelihood[ends.rows] = _likelihood(
+            model, ends.output.last_hidden_state, ends.ids, ends.mask
+        )
     return pooled, likelihood
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from stackllm.errors import LockedError, StorageError
 from stackllm.llm.replies import Reply
-from stackllm.store.atomic import storage_errors
+from stackllm.store.atomic import make_folder, storage_errors
 
 _TABLE = """
 create table if not exists replies (
@@ -84,7 +84,7 @@ def open_journal(path: Path) -> Iterator[Journal]:
         If the file is no journal, is damaged, or can't be written.
     """
     with storage_errors(path, "making its folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     lock = FileLock(path.with_suffix(".lock"))
     with storage_errors(path, "locking"):
         try:

@@ -96,7 +96,7 @@ def make_prompts(
     Raises
     ------
     UsageError
-        If ``max_length`` leaves no room for an answer.
+        If ``max_length`` leaves no room for an answer, or nothing stands in front of one.
     """
 
     def ids_of(text: str) -> list[int]:
@@ -114,6 +114,11 @@ def make_prompts(
         if question != last:
             kept = cut(ids_of(question), params.max_length_prompt, params.keep_prompt)
             prompts.append(Prompt([*head, *kept, *tail], []))
+            if not prompts[-1].prefix:
+                raise UsageError(
+                    "an answer to an empty question has nothing in front of it. Set before_question or "
+                    "before_answer."
+                )
             last = question
         room = min(params.max_length_answer, params.max_length - len(prompts[-1].prefix))
         if room < 1:

@@ -28,14 +28,14 @@ from stackllm.llm.backbone import (
     use_one_thread,
 )
 from stackllm.llm.encode import known_rows, workers
+from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import within_memory
 from stackllm.llm.scoring import answer_probabilities, calibrate, score_answers
 from stackllm.recipes.asked import Asked, Case
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,9 @@ def rate_cases(
     budget = params.batch_tokens or (32_768 if torch.cuda.is_available() else 1_024)
 
     def scores(prompts: list[Prompt]) -> np.ndarray:
-        parts = within_memory(
-            prompts, budget, lambda some, most: score_answers(model, some, answers, most)
+        return within_memory(
+            prompts, budget, lambda most: score_answers(model, prompts, answers, most)
         )
-        return np.concatenate(parts)
 
     prior, made = (
         answer_probabilities(scores(make_prompts(tokenizer, asked, shown, params)), answers)

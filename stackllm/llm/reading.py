@@ -6,20 +6,22 @@ careless batch costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stackllm.errors import StorageError
 from stackllm.llm.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
 
-Read = TypeVar("Read")
-
-_BATCH_COST = 1 / 32
-"""What a batch costs beside its tokens, as a share of the largest batch."""
+_BATCH_COST = 32
+"""What a pass costs beside its tokens, in tokens, at least;"""
+_SHARE = 1 / 32
+"""and at least this share of the largest pass: who has room for much has many processors to keep busy."""
+_SPLIT_COST = 1 / 4
+"""What another pass of beginnings costs, as a share of the largest: their ends are read apart from others'."""
 
 
 @dataclass(frozen=True)
@@ -98,85 +100,81 @@ class Reading:
         return Reading(cache, mask), output
 
 
-class Responses(NamedTuple):
-    """A batch of responses that have been read.
+class Ends(NamedTuple):
+    """A batch of ends that have been read.
 
     Parameters
     ----------
+    groups
+        Whose beginnings had been read together, counted over all.
     rows
-        Which, counted over all groups.
+        Which ends, counted over all groups.
+    reading
+        What these rows have read.
     output
-        The model's for each response, the question's last token in front of it: it predicts the first.
+        The model's for the ends, padded on the right.
     ids, mask
-        Token ids and which are real, ``(len(rows), longest)``, padded on the right.
+        Token ids of the ends and which are real, ``(len(rows), longest)``.
     """
 
+    groups: list[int]
     rows: list[int]
+    reading: Reading
     output: Any
     ids: torch.Tensor
     mask: torch.Tensor
 
 
-def read_responses(
-    model: Any, prompts: list[Prompt], budget: int, **options: Any
-) -> Iterator[Responses]:
-    """Read questions once, all together, and then their responses, in batches of like length.
+def read_ends(
+    model: Any, prompts: list[Prompt], budget: int, root: Reading | None = None, **options: Any
+) -> Iterator[Ends]:
+    """Read what each prompt's texts begin with once, and then their ends, all in batches of like length.
 
     Parameters
     ----------
     model
         A transformers causal LM in evaluation mode.
     prompts
-        Groups.
+        Groups of texts that begin alike; each goes on with at least one token.
     budget
-        Most tokens of a batch of responses, padding included, unless it is a single one.
+        Most tokens of a batch, padding included, unless it is of a single text.
+    root
+        A reading of one row that all of them go on from.
     options
-        Further arguments of the model when it reads responses.
+        Further arguments of the model when it reads ends.
     """
-    heads = [prompt.prefix[:-1] for prompt in prompts]
-    questions = Reading()
-    if any(heads):
-        questions, _ = questions.go_on(model, heads, left=True)
-    owners = [g for g, prompt in enumerate(prompts) for _ in prompt.responses]
-    tails = [[prompt.prefix[-1], *ids] for prompt in prompts for ids in prompt.responses]
-    for rows in like_length(list(map(len, tails)), budget, _BATCH_COST * budget):
-        own = questions.copy([owners[row] for row in rows])
-        texts = [tails[row] for row in rows]
-        ids, mask = pad(texts, left=False, device=model.get_input_embeddings().weight.device)
-        yield Responses(rows, own.go_on(model, texts, left=False, **options)[1], ids, mask)
+    firsts = [0, *itertools.accumulate(len(prompt.responses) for prompt in prompts)]
+    heads = [prompt.prefix for prompt in prompts]
+    device = model.get_input_embeddings().weight.device
+    cost = max(_BATCH_COST, _SHARE * budget)
+    for groups in like_length(list(map(len, heads)), budget, cost + _SPLIT_COST * budget):
+        begun = Reading() if root is None else root.copy([0] * len(groups))
+        if any(heads[g] for g in groups):
+            begun, _ = begun.go_on(model, [heads[g] for g in groups], left=True)
+        own = [
+            (place, firsts[g] + i, end)
+            for place, g in enumerate(groups)
+            for i, end in enumerate(prompts[g].responses)
+        ]
+        for batch in like_length([len(end) for *_, end in own], budget, cost):
+            places, rows, ends = (list(it) for it in zip(*(own[i] for i in batch), strict=True))
+            ids, mask = pad(ends, left=False, device=device)
+            reading, output = begun.copy(places).go_on(model, ends, left=False, **options)
+            yield Ends(groups, rows, reading, output, ids, mask)
 
 
-def within_memory(
-    prompts: list[Prompt], budget: int, read: Callable[[list[Prompt], int], Read]
-) -> list[Read]:
-    """What ``read`` gives for groups and a budget of tokens; less of both where memory runs out.
+def opened(prompts: list[Prompt]) -> list[Prompt]:
+    """The same texts, each prefix's last token in front of its responses: it predicts their first.
 
-    Raises
-    ------
-    StorageError
-        If memory does not even hold one text and its question.
+    Examples
+    --------
+    >>> opened([Prompt([1, 2], [[3], []])])
+    [Prompt(prefix=[1], responses=[[2, 3], [2]])]
     """
-    import torch
-
-    results: list[Read] = []
-    waiting = [(prompts, budget)]
-    while waiting:
-        groups, most = waiting.pop(0)
-        try:
-            results.append(read(groups, most))
-        except torch.OutOfMemoryError as error:
-            longest = 1 + max(len(ids) for prompt in groups for ids in prompt.responses)
-            if most > longest:
-                waiting.insert(0, (groups, most // 2))
-            elif len(groups) > 1:
-                middle = len(groups) // 2
-                waiting[:0] = [(groups[:middle], most), (groups[middle:], most)]
-            else:
-                raise StorageError(
-                    f"out of memory with one text of {longest} tokens. Lower the most tokens that are read "
-                    "of a text, or take a smaller backbone or precision."
-                ) from error
-    return results
+    return [
+        Prompt(prompt.prefix[:-1], [[prompt.prefix[-1], *ids] for ids in prompt.responses])
+        for prompt in prompts
+    ]
 
 
 def pad(rows: list[list[int]], left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import Reading, like_length
+from stackllm.llm.reading import Reading, read_ends
 
 if TYPE_CHECKING:
     import torch
-
-_BATCH_COST = 32
-"""What a batch costs beside its tokens, in tokens."""
 
 _HEAD_ROWS = 64
 """Hidden states that are scored over the vocabulary at once."""
@@ -55,9 +52,17 @@ def score_answers(
 
     rows = [[*prompt.prefix, *tail] for prompt in prompts for tail in prompt.responses]
     window = getattr(model.config.get_text_config(), "sliding_window", None) or np.inf
-    if len(rows) > 1 and max(map(len, rows)) + max(map(len, answers)) > window:
+    widest = sum(
+        max(map(len, parts))
+        for parts in (
+            [prompt.prefix for prompt in prompts],
+            [tail for prompt in prompts for tail in prompt.responses],
+            answers,
+        )
+    )
+    if len(rows) > 1 and widest > window:
         # A sliding window counts padding too, so such rows are read one by one.
-        alone = [score_answers(model, [Prompt([], [row])], answers) for row in rows]
+        alone = [score_answers(model, [Prompt([], [row])], answers, budget) for row in rows]
         return np.concatenate(alone)
     paths = continuations(answers)
     with torch.inference_mode():
@@ -170,27 +175,23 @@ def _read(
     import torch
 
     root = _common([prompt.prefix for prompt in prompts])
-    trunk = Reading()
-    if root:
-        trunk = trunk.go_on(model, [root], left=True)[0].copy([0] * len(prompts))
-    heads = [prompt.prefix[len(root) :] for prompt in prompts]
-    if any(heads):
-        trunk, _ = trunk.go_on(model, heads, left=True)
-    tails = [(g, tail) for g, prompt in enumerate(prompts) for tail in prompt.responses]
-    last: list[Any] = [None] * len(tails)
-    later: list[Any] = [None] * len(tails)
-    most = budget // max(1, len(paths))
-    for batch in like_length([len(tail) for _, tail in tails], most, _BATCH_COST):
-        own = trunk.copy([tails[i][0] for i in batch])
-        own, output = own.go_on(model, [tails[i][1] for i in batch], left=False)
-        for place, i in enumerate(batch):
-            last[i] = output.last_hidden_state[place, len(tails[i][1]) - 1]
+    begun = Reading().go_on(model, [root], left=True)[0] if root else None
+    rest = [Prompt(prompt.prefix[len(root) :], prompt.responses) for prompt in prompts]
+    n_rows = sum(len(prompt.responses) for prompt in prompts)
+    last: list[Any] = [None] * n_rows
+    later: list[Any] = [None] * n_rows
+    for ends in read_ends(model, rest, max(1, budget // max(1, len(paths))), begun):
+        for states, row, mask in zip(
+            ends.output.last_hidden_state, ends.rows, ends.mask, strict=True
+        ):
+            last[row] = states[mask.sum() - 1]
         if paths:
-            each = own.copy([place for place in range(len(batch)) for _ in paths])
-            _, output = each.go_on(model, paths * len(batch), left=False)
-            found = output.last_hidden_state.unflatten(0, (len(batch), -1))
-            for i, states in zip(batch, found, strict=True):
-                later[i] = states
+            n = len(ends.rows)
+            each = ends.reading.copy([place for place in range(n) for _ in paths])
+            _, output = each.go_on(model, paths * n, left=False)
+            found = output.last_hidden_state.unflatten(0, (n, -1))
+            for row, states in zip(ends.rows, found, strict=True):
+                later[row] = states
     return torch.stack(last), torch.stack(later) if paths else torch.empty(0)
 
 

@@ -12,6 +12,7 @@ from stackllm.engine import ranks
 from stackllm.errors import StorageError, TrainingError
 from stackllm.llm.classifier import Batch, logits, trained
 from stackllm.llm.examples import Collate, Examples, TrainingParams
+from stackllm.llm.memory import is_out_of_memory
 from stackllm.llm.resuming import load_batch_size
 from stackllm.store.checkpoints import checkpoint
 
@@ -51,9 +52,6 @@ def train(
     StorageError
         If memory does not even hold one row a pass.
     """
-    import torch
-    from accelerate.utils.memory import should_reduce_batch_size
-
     from stackllm.llm.callbacks import EarlyStopping, History, Saving
     from stackllm.llm.trainer import make_trainer
 
@@ -78,8 +76,9 @@ def train(
                 )
             break
         except RuntimeError as error:
-            of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-            if not of_memory or ranks.rank():  # rank 0 may have had room: it must not wait for us
+            if (
+                not is_out_of_memory(error) or ranks.rank()
+            ):  # rank 0 may have had room: it must not wait for us
                 raise
             if batch_size == 1 or ranks.size() > 1:
                 raise StorageError(
@@ -145,7 +144,9 @@ def read(
         try:
             with torch.inference_mode():
                 found = function(model, collate(rows[order[at : at + batch_size]]).to(device))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if batch_size == 1:
                 raise StorageError(
                     "out of memory with one row a pass. Lower max_length_answer, or take a smaller "

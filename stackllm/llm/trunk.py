@@ -30,8 +30,10 @@ from stackllm.llm.backbone import (
 )
 from stackllm.llm.classifier import check_layers, count_layers, lower_layers
 from stackllm.llm.encode import known_rows, plan_shards, workers
+from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
-from stackllm.llm.reading import read_responses, within_memory
+from stackllm.llm.reading import opened, read_ends
+from stackllm.store.atomic import make_folder
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 
@@ -177,10 +179,9 @@ def read_shard(folder: Path, rows: list[tuple[str, str, str]], params: TrunkPara
     check_length(params.backbone, model.config, longest)
     layer = count_layers(model) - params.trainable_layers
     with lower_layers(model, layer) as outputs:
-        parts = within_memory(
-            prompts, _BATCH_TOKENS, lambda groups, most: _read(model, groups, most, outputs)
+        found = within_memory(
+            prompts, _BATCH_TOKENS, lambda most: _read(model, prompts, most, outputs)
         )
-    found = [pieces for part in parts for pieces in part]
     np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
     np.save(
         folder / "states.npy", np.concatenate([states for pieces in found for states in pieces])
@@ -193,23 +194,24 @@ def _read(
 ) -> list[list[np.ndarray]]:
     """Of each group: states of its question without the last token, and of each response behind that.
 
-    ``outputs`` is where a pass of the model leaves the last layer's states.
+    ``outputs`` is where every pass of the model leaves the last layer's states.
     """
-    responses: dict[int, np.ndarray] = {}
-    questions = None
     outputs.clear()
-    for rows, _, _, mask in read_responses(model, prompts, budget):
-        if len(outputs) == 2:
-            questions = outputs[0]
-        for place, row in enumerate(rows):
-            responses[row] = _bits(outputs[-1][place, : mask[place].sum()])
+    questions: dict[int, np.ndarray] = {}
+    responses: dict[int, np.ndarray] = {}
+    for ends in read_ends(model, opened(prompts), budget):
+        if len(outputs) == 2:  # of questions as well, padded on the left
+            for states, group in zip(outputs[0], ends.groups, strict=True):
+                length = len(prompts[group].prefix) - 1
+                questions[group] = _bits(states[len(states) - length :])
+        for states, row, mask in zip(outputs[-1], ends.rows, ends.mask, strict=True):
+            responses[row] = _bits(states[: mask.sum()])
         outputs.clear()
-    found: list[list[np.ndarray]] = []
-    for g, prompt in enumerate(prompts):
-        n, at = len(prompt.prefix) - 1, sum(len(pieces) - 1 for pieces in found)
-        own = [responses[row] for row in range(at, at + len(prompt.responses))]
-        head = own[0][:0] if questions is None else _bits(questions[g, questions.shape[1] - n :])
-        found.append([head, *own])
+    found, row = [], 0
+    for group, prompt in enumerate(prompts):
+        own = [responses[row + i] for i in range(len(prompt.responses))]
+        found.append([questions.get(group, own[0][:0]), *own])
+        row += len(own)
     return found
 
 
@@ -248,7 +250,7 @@ def _check(engine: Engine, plans: list[Any], params: TrunkParams) -> None:
         tokens += sum(min(len(text) // 3, prompt.max_length_answer) for _, text, _ in shard)
     n_bytes = 4 if compute_dtype(params.precision) == "float32" else 2
     needed = tokens * config.hidden_size * n_bytes
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     free = shutil.disk_usage(root).free
     if needed > free - _RESERVE:
         raise StorageError(

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from stackllm.errors import StorageError
-from stackllm.store.atomic import is_abandoned, storage_errors
+from stackllm.store.atomic import is_abandoned, make_folder, storage_errors
 
 _DAY = 86_400.0
 """Seconds after which a writer on another machine counts as gone."""
@@ -33,7 +33,7 @@ def open_folder(root: Path, shared: bool = False) -> None:
     """
     with storage_errors(root, "opening"):
         _refuse_link(root, root)
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         for folder, folders, files in os.walk(root, onerror=_raise):
             for name in [*folders, *files]:
                 path = Path(folder, name)

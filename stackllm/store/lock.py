@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stackllm.errors import LockedError
-from stackllm.store.atomic import process_exists, storage_errors, write_text
+from stackllm.store.atomic import make_folder, process_exists, storage_errors, write_text
 from stackllm.store.folder import open_folder
 
 _HOLDER_SECONDS = 3.0
@@ -33,7 +33,7 @@ def locked(root: Path) -> Iterator[None]:
         If the folder cannot be written, or a link in it leads elsewhere.
     """
     with storage_errors(root, "making the run's folder"):
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
     holder = root / ".lock.json"
     lock = FileLock(root / ".lock")
     with storage_errors(root, "locking"):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.errors import StorageError
-from stackllm.store.atomic import replace_folder, storage_errors
+from stackllm.store.atomic import make_folder, replace_folder, storage_errors
 from stackllm.store.digest import digest, file_digest
 
 MANIFEST = "manifest.json"
@@ -147,7 +147,7 @@ def quarantine(root: Path, unit: Unit) -> Path:
     """Move a corrupt unit out of the way, so that it is made again and can still be looked at."""
     target = root / "quarantine" / f"{unit.path.replace('/', '-')}-{time.time_ns()}"
     with storage_errors(target, "moving a damaged unit"):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with contextlib.suppress(FileNotFoundError):  # another process has just moved it
             unit.inside(root).replace(target)
     return target

@@ -299,6 +299,19 @@ def test_a_loss_that_is_no_number_stops_with_its_step(make_backbone, tmp_path):
         )
 
 
+@pytest.mark.parametrize("budget", [1, 20])
+def test_the_trunk_is_the_same_whatever_a_pass_holds(make_backbone, tmp_path, monkeypatch, budget):
+    rows = make_rows()
+    params = TrunkParams(make_backbone("llama"), "float32", 2, PromptParams(max_length_prompt=3))
+    engines = [Engine(tmp_path / name, 1, Reporter(quiet=True)) for name in ("whole", "small")]
+    whole = trunk.Trunk(cache_trunk(rows, params, engines[0]))
+    monkeypatch.setattr(trunk, "_BATCH_TOKENS", budget)
+    small = trunk.Trunk(cache_trunk(rows, params, engines[1]))
+    assert (whole.lengths == small.lengths).all()
+    for row in range(len(rows)):
+        np.testing.assert_allclose(whole.states(row), small.states(row), rtol=1e-4, atol=1e-5)
+
+
 def test_a_changed_text_costs_the_trunk_one_row(make_backbone, tmp_path):
     rows = make_rows()
     params = TrunkParams(make_backbone("llama"), "float32", 2, PromptParams())

@@ -157,24 +157,23 @@ def test_attention_that_is_not_installed_is_one_sentence(backbone, engine):
         encode(make_rows(2), params(backbone, attention="flash_attention_2"), engine)
 
 
-@pytest.mark.parametrize(("groups", "tokens"), [(8, 40), (3, 2**30), (1, 1)])
-def test_where_memory_runs_out_batches_get_smaller(backbone, tmp_path, monkeypatch, groups, tokens):
+@pytest.mark.parametrize("room", [1, 40])
+def test_where_memory_runs_out_batches_get_smaller(backbone, tmp_path, monkeypatch, room):
     import torch
 
     rows = make_rows(8)
     expected, likelihood, _ = encode(rows, params(backbone), Engine(tmp_path / "a", 1))
-    whole, read = module.read_groups, []
+    whole, tried = module.read_groups, []
 
     def small(model, prompts, layers, budget):
-        if len(prompts) > groups or budget > max(tokens, 62):  # no text is longer than 61 tokens
+        tried.append(budget)
+        if budget > room:
             raise torch.OutOfMemoryError("this device is small")
-        read.append(len(prompts))
         return whole(model, prompts, layers, budget)
 
     monkeypatch.setattr(module, "read_groups", small)
     found, other, _ = encode(rows, params(backbone), Engine(tmp_path / "b", 1))
-    assert sum(read) == 8
-    assert max(read) == min(groups, 8) if groups != 3 else max(read) <= 3
+    assert tried[0] > room >= tried[-1]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(other.to_numpy(), likelihood.to_numpy(), rtol=1e-3, atol=1e-4)
 
@@ -186,7 +185,7 @@ def test_a_text_that_memory_cannot_hold_is_one_sentence(backbone, engine, monkey
         raise torch.OutOfMemoryError("this device is small")
 
     monkeypatch.setattr(module, "read_groups", none)
-    with pytest.raises(StorageError, match="out of memory with one text of"):
+    with pytest.raises(StorageError, match="out of memory with one text at a time"):
         encode(make_rows(4), params(backbone), engine)
 
 

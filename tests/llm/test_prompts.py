@@ -41,6 +41,12 @@ def test_a_question_that_leaves_no_room_is_refused():
         make_prompts(Words(), [("w1 w2 w3 w4", "w5")], params)
 
 
+def test_an_answer_with_nothing_in_front_of_it_is_refused():
+    params = PromptParams(before_question="", before_answer="")
+    with pytest.raises(UsageError, match="nothing in front of it"):
+        make_prompts(Words(), [("", "w5")], params)
+
+
 class Words:
     """A tokenizer of words: one id each."""
 

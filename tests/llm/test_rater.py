@@ -207,9 +207,9 @@ def test_where_memory_runs_out_fewer_are_asked_at_once(backbone, monkeypatch):
     whole, asked = module.score_answers, []
 
     def small(model, prompts, answers, budget):
-        if len(prompts) > 1:
-            raise torch.OutOfMemoryError("this device is small")
         asked.append(budget)
+        if budget > 60:
+            raise torch.OutOfMemoryError("this device is small")
         return whole(model, prompts, answers, budget)
 
     monkeypatch.setattr(module, "score_answers", small)
@@ -397,7 +397,7 @@ def test_no_text_becomes_a_control_token(embedded):
 
     def controls(case, **lengths):
         prompt = module._prompt(tokenizer, form, asked, [case], RaterParams(**lengths))
-        return [i for i in prompt.prefix + prompt.tails[0] if i in added]
+        return [i for i in prompt.prefix + prompt.responses[0] if i in added]
 
     usual = controls(Case("What?", ("Fine.",)))
     hostile = [*INJECTIONS, *added.values(), *(text for _, text, _ in injections(200)[::5])]

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllm.errors import StorageError
+from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import Reading, like_length, read_responses, within_memory
+from stackllm.llm.reading import Reading, like_length, opened, read_ends
 
 PROMPTS = [
     Prompt([5, 6, 7, 8], [[10, 11, 12], [20] * 9, [31]]),
@@ -41,21 +42,24 @@ def test_no_other_cut_into_batches_costs_less(lengths, budget):
 
 
 @pytest.mark.parametrize("budget", [1, 12, 1_000])
-def test_questions_are_read_once_and_every_response_within_the_budget(make_model, budget):
+def test_beginnings_are_read_once_and_every_pass_is_within_the_budget(make_model, budget):
     model = make_model("llama")
     passes = []
     model.base_model.register_forward_pre_hook(
         lambda _, args, given: passes.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
-    batches = list(read_responses(model, PROMPTS, budget))
-    assert passes[0] == (2, 3)  # both questions without their last tokens
-    assert passes[1:] == [tuple(batch.ids.shape) for batch in batches]
-    assert all(n == 1 or n * width <= budget for n, width in passes[1:])
-    tails = [[prompt.prefix[-1], *ids] for prompt in PROMPTS for ids in prompt.responses]
+    prompts = opened(PROMPTS)
+    batches = list(read_ends(model, prompts, budget))
+    assert all(n == 1 or n * width <= budget for n, width in passes)
+    begun = {tuple(batch.groups) for batch in batches}
+    assert len(passes) == len(batches) + len(begun)
+    assert sorted(itertools.chain(*begun)) == [0, 1]
+    tails = [ids for prompt in prompts for ids in prompt.responses]
     seen = {}
-    for rows, output, ids, mask in batches:
-        assert output.last_hidden_state.shape[:2] == ids.shape
-        seen |= {row: ids[i][mask[i].bool()].tolist() for i, row in enumerate(rows)}
+    for batch in batches:
+        assert batch.output.last_hidden_state.shape[:2] == batch.ids.shape
+        for i, row in enumerate(batch.rows):
+            seen[row] = batch.ids[i][batch.mask[i].bool()].tolist()
     assert [seen[row] for row in range(len(tails))] == tails
 
 
@@ -75,27 +79,33 @@ def test_a_copy_reads_on_without_its_original(make_model):
     torch.testing.assert_close(first[0], whole[0, 1:], rtol=1e-4, atol=1e-5)
 
 
-@given(
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=9),
-    room=st.integers(1, 12),
-    budget=st.integers(1, 500),
-)
-def test_whatever_memory_holds_all_is_read_in_order(sizes, room, budget):
-    """A device on which the texts of a pass, or the questions of a reading, may be no more than so many."""
-    prompts = [Prompt([number], [[7] * size]) for number, size in enumerate(sizes)]
+@given(budget=st.integers(1, 500), room=st.integers(1, 500))
+def test_where_memory_runs_out_passes_get_smaller(budget, room):
+    tried = []
 
-    def read(groups, most):
-        if len(groups) > room or most > 2 * (1 + max(sizes)):
+    def read(most):
+        tried.append(most)
+        if most > room:
             raise torch.OutOfMemoryError("this device is small")
-        return [prompt.prefix[0] for prompt in groups]
+        return most
 
-    found = itertools.chain(*within_memory(prompts, budget, read))
-    assert list(found) == list(range(len(sizes)))
+    found = within_memory(PROMPTS, budget, read)
+    assert found <= room
+    assert found == budget or 2 * found + 1 > room  # no smaller than need be
+    assert tried == sorted(set(tried), reverse=True)
 
 
 def test_memory_for_nothing_is_one_sentence():
-    def read(groups, most):
-        raise torch.OutOfMemoryError("this device is small")
+    def read(most):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    with pytest.raises(StorageError, match="one text of 4 tokens"):
-        within_memory([Prompt([1], [[2, 3, 4]])] * 3, 100, read)
+    with pytest.raises(StorageError, match="one text at a time, the longest of 13 tokens"):
+        within_memory(PROMPTS, 100, read)
+
+
+def test_other_errors_are_not_about_memory():
+    def read(most):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(PROMPTS, 100, read)

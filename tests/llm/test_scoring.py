@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stackllm.llm.prompts import Prompt
 from stackllm.llm.scoring import (
-    Prompt,
     answer_probabilities,
     calibrate,
     continuations,
@@ -68,6 +68,24 @@ def test_answers_of_one_token_need_no_second_pass(make_model):
     assert len(passes) == 2  # the prefixes, then the tails
     score_answers(model, PROMPTS[:2], [[1], [2, 3], [4, 5, 6]])
     assert len(passes) == 5  # and one for all longer answers together
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_padding_pushes_nothing_out_of_a_sliding_window(make_model, family):
+    """Prompts of the same length, but a long question's padding stands between the others and their root."""
+    model = make_model(family)
+    root = list(range(3, 13))
+    prompts = [Prompt([*root, *[20] * 20], [[30, 31]]), Prompt([*root, 40], [[50] * 21])]
+    model.config.sliding_window = 36
+    for module in model.modules():
+        if getattr(module, "sliding_window", None):
+            module.sliding_window = 36
+    together = score_answers(model, prompts, ANSWERS)
+    alone = [
+        score_answers(model, [Prompt([], [[*prompt.prefix, *prompt.responses[0]]])], ANSWERS)
+        for prompt in prompts
+    ]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("budget", [1, 20, 10_000])

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -211,3 +212,19 @@ def test_one_writer_a_run(tmp_path):
         again.__enter__()
     with locked(tmp_path):
         pass
+
+
+def test_every_folder_that_is_made_is_durable_before_what_it_holds(tmp_path, monkeypatch):
+    durable, whole = [], os.fsync
+
+    def noted(file):
+        durable.append(Path(f"/proc/self/fd/{file}").readlink())
+        whole(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    publish(tmp_path / "artifacts" / "run", make_unit("stage/own", 1), lambda folder: None)
+    run = tmp_path / "artifacts" / "run"
+    assert durable[:3] == [tmp_path, run.parent, run]
+    assert durable[-1] == run / "stage"
+    manifest = next(i for i, path in enumerate(durable) if path.name == "manifest.json")
+    assert manifest > 2
