@@ -9,6 +9,7 @@ import pytest
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
 from stackllm.errors import MissingInputError, StorageError, UsageError
+from stackllm.llm import backbone as converting
 from stackllm.llm import encode as module
 from stackllm.llm.backbone import choose_dtype, find_backbone, load_backbone
 from stackllm.llm.encode import EncoderParams, encode
@@ -187,6 +188,26 @@ def test_a_text_that_memory_cannot_hold_is_one_sentence(backbone, engine, monkey
     monkeypatch.setattr(module, "read_groups", none)
     with pytest.raises(StorageError, match="out of memory with one text at a time"):
         encode(make_rows(4), params(backbone), engine)
+
+
+def test_a_damaged_converted_backbone_is_set_aside_told_and_made_again(tmp_path, monkeypatch):
+    source = tmp_path / "weights.gguf"
+    source.write_bytes(b"weights")
+    monkeypatch.setenv("STACKLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(converting, "find_backbone", lambda name: source)
+    monkeypatch.setattr(
+        converting, "_convert", lambda source, folder: (folder / "config.json").write_text("{}")
+    )
+    said = []
+    victim = Path(converting.prepare("smollm2", said.append)) / "config.json"
+    converting.prepare("smollm2", said.append)
+    assert len(said) == 1
+    victim.write_text("[]")
+    assert converting.prepare("smollm2", said.append) == str(victim.parent)
+    assert "was damaged; moved to" in said[1]
+    assert "converting" in said[2]
+    assert victim.read_text() == "{}"
+    assert [path.name for path in (tmp_path / "cache/quarantine").rglob("config.json")]
 
 
 def test_precision_comes_with_its_reason():
