@@ -14,7 +14,8 @@ import polars as pl
 
 from stackllm.data.predictions import log_blend, log_probabilities, softmax
 from stackllm.engine.local import Engine, Task
-from stackllm.errors import MissingInputError, UsageError
+from stackllm.errors import DataError, MissingInputError, UsageError
+from stackllm.llm.backbone import UNKNOWN, choose_dtype, revision_of
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.rater import RaterParams
 from stackllm.llm.transport import ServerParams
@@ -25,7 +26,7 @@ from stackllm.members.inputs import Inputs, load_inputs
 from stackllm.members.registry import KINDS, Member
 from stackllm.members.stage import full_places, gather_full, gather_places, places_of
 from stackllm.recipes.loader import find_recipes
-from stackllm.settings import build
+from stackllm.settings import Settings, build
 from stackllm.stack.features import stack_features
 from stackllm.stack.posteriors import fold_posteriors
 from stackllm.stack.round import Round
@@ -33,7 +34,7 @@ from stackllm.store.digest import digest
 from stackllm.store.units import Unit, make_unit, open_unit, stored_key
 from stackllm.study import Study
 
-VERSION = 1
+VERSION = 2
 _UNIT = "model"
 _STACK = "stack"
 
@@ -49,16 +50,18 @@ def store_model(study: Study, played: Round) -> None:
         The round whose models are to be applied: the best one.
     """
     settings, table = study.settings, study.table
+    encoder, rater = settings.encoder, settings.rater
     without = () if settings.encoder else ("encoder",)
-    recipes = find_recipes(settings.recipes, without, settings.rater.ask)
+    recipes = find_recipes(settings.recipes, without, rater.ask)
     places = _places(study, played.fits)
     full = _full_places(study)
     content = {
         "classes": list(table.classes),
         "id_name": table.id_name,
         "quota": settings.data.quota,
-        "encoder": dataclasses.asdict(settings.encoder) if settings.encoder else None,
-        "rater": dataclasses.asdict(settings.rater),
+        "encoder": _as_computed(encoder) if encoder else None,
+        "rater": _as_computed(rater),
+        "backbones": {name: revision_of(name) for name in sorted(_backbones(settings))},
         "recipes": [recipe.path.name for recipe in recipes],
         "members": [
             {
@@ -174,6 +177,8 @@ def predict_new(
         If the run holds no finished model.
     UsageError
         If the run has external members, whose models stackllm does not have.
+    DataError
+        If the weights of an LLM are no longer those that the run was trained on.
     StorageError
         If a unit is damaged.
     """
@@ -183,6 +188,8 @@ def predict_new(
             f"{root}: this run has the external member {model['external'][0]!r}, whose model stackllm does not have. "
             "Predict with a run without external members."
         )
+    for name, revision in model["backbones"].items():
+        _check_weights(name, revision)
     encoder = EncoderParams(**_tuples(model["encoder"])) if model["encoder"] else None
     recipes = tuple(str(recipe_folder / name) for name in model["recipes"])
     stored = [
@@ -232,6 +239,31 @@ def predict_new(
     return pl.DataFrame(
         {model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}
     ), final
+
+
+def _as_computed(params: EncoderParams | RaterParams) -> dict[str, Any]:
+    """Settings of an LLM with the precision that ``"auto"`` stood for on this machine."""
+    return {**dataclasses.asdict(params), "dtype": choose_dtype(params.dtype)[0]}
+
+
+def _backbones(settings: Settings) -> set[str]:
+    """Names of all LLMs that a run reads with on its machines."""
+    named = {member.params.backbone for member in settings.members if member.kind == "decoder"}
+    if settings.encoder:
+        named.add(settings.encoder.backbone)
+    if settings.rater.ask and not settings.rater.url:
+        named.add(settings.rater.backbone)
+    return named
+
+
+def _check_weights(name: str, revision: str) -> None:
+    """Refuse an LLM that is another one by now; of one in the hub that nobody has fetched yet there is no news."""
+    found = revision_of(name)
+    if found != revision and UNKNOWN not in (found, revision):
+        raise DataError(
+            f'backbone "{name}" is not the one that this run was trained on: its weights have changed. '
+            "Put the old ones back, or train anew with stackllm stack or run."
+        )
 
 
 def _open_model(root: Path) -> tuple[dict[str, Any], Path]:

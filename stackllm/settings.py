@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, get_args
 
 from stackllm.data.table import TableParams
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
-from stackllm.llm.backbone import Attention, Devices, Dtype, Precision
+from stackllm.llm.backbone import Attention, Devices, Dtype, Precision, anchored
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.prompts import Keep
 from stackllm.llm.rater import RaterParams
@@ -21,6 +23,9 @@ from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member
 from stackllm.pseudo import PseudoParams
 
 CONFIG = "stackllm.toml"
+
+MAX_SEED = 2**31
+"""Seeds are below it, so that a run's and a member's together are below what every library takes."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class RunParams:
         for name in ("folds", "parts"):
             if getattr(self, name) < 2:
                 raise UsageError(f"--{name} must be 2 or more, not {getattr(self, name)}.")
+        if not 0 <= self.seed < MAX_SEED:
+            raise UsageError(f"--seed must be from 0 to {MAX_SEED - 1}, not {self.seed}.")
 
 
 DEFAULT_STACK = BoostingParams(
@@ -163,6 +170,9 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         for key in keys:
             if isinstance(table.get(key), str):
                 table[key] = str(folder / table[key])
+    for table in (content.get("encoder", {}), content.get("rater", {}), *content.get("member", [])):
+        if isinstance(table.get("backbone"), str):
+            table["backbone"] = anchored(table["backbone"], folder)
     if "recipes" in content:
         content["recipes"] = [str(folder / name) for name in content["recipes"]]
 
@@ -176,7 +186,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it is not there or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows marks its files
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: there is no such file. Check --config.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
@@ -208,8 +218,10 @@ def build(where: str, default: Any, given: dict[str, Any]) -> Any:
 
 def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
     """``value`` in the type that its field declares."""
-    if isinstance(value, list):
-        value = tuple(value)
+    if isinstance(value, list | tuple) and declared.startswith("tuple["):
+        inner = declared.removeprefix("tuple[").split(",")[0]
+        shown = default[0] if default else inner
+        return tuple(_typed(f"{where}, each of them,", entry, shown, inner) for entry in value)
     if "float" in declared and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     kinds = {
@@ -226,6 +238,8 @@ def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
         return value
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise DataError(f"{where} must be {declared}, such as {default!r}, not {value!r}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where} must be a finite number, not {value}.")
     if declared in _CHOICES and value not in _CHOICES[declared]:
         raise UsageError(f'{where} must be one of {", ".join(_CHOICES[declared])}, not "{value}".')
     return value
@@ -245,7 +259,7 @@ def _members(where: str, entries: Any) -> tuple[tuple[Member, ...], tuple[Extern
             external.append(build(label, ExternalParams("", "", ""), given))
         elif kind == "default":
             members += DEFAULT_MEMBERS
-        elif kind in KINDS:
+        elif isinstance(kind, str) and kind in KINDS:
             given = {name: value for name, value in entry.items() if name not in ("kind", "name")}
             params = build(label, KINDS[kind].params(), given)
             members.append(Member(str(entry.get("name", kind)), kind, params))
@@ -261,8 +275,8 @@ def _members(where: str, entries: Any) -> tuple[tuple[Member, ...], tuple[Extern
             raise DataError(
                 f'{where}: two members are called "{name}". Give each a name of its own.'
             )
-        if not name.replace("_", "a").replace("-", "a").isalnum() or not name.isascii():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
             raise DataError(
-                f'{where}: member name "{name}" may hold letters, digits, _ and - only.'
+                f'{where}: member name "{name:.120}" may hold up to 100 letters, digits, _ and -, no - in front.'
             )
     return tuple(members), tuple(external)

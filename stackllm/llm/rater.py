@@ -70,9 +70,10 @@ class RaterParams:
     model: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("max_question_tokens", "max_response_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"[rater] {name} must be 1 or more, not {getattr(self, name)}.")
+        for name in ("max_question_tokens", "max_response_tokens", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"[rater] {name} must be 1 or more, not {value}.")
         if bool(self.url) != bool(self.model):
             raise UsageError("[rater] url and model go together: give both, or neither.")
 

@@ -142,8 +142,11 @@ def cache_trunk(rows: pl.DataFrame, params: TrunkParams, engine: Engine) -> pl.D
     wanted = rows.with_columns(key=pl.Series(keys)).unique("key", maintain_order=True)
     plans = [[entry for entry in shard if entry[2] not in known] for shard in plan_shards(wanted)]
     plans = [shard for shard in plans if shard]
-    if plans and not engine.dry_run:
-        _check(engine, plans, params)
+    if plans and (not engine.dry_run or Path(params.backbone).expanduser().is_dir()):
+        config = load_config(params.backbone, engine.reporter.say)
+        check_layers(params.backbone, config.num_hidden_layers, params.trainable_layers)
+        if not engine.dry_run:
+            _check_disk(engine.root, plans, params, config.hidden_size)
     tasks = [
         Task(
             make_unit(
@@ -238,18 +241,15 @@ def _bits(states: Any) -> np.ndarray:
     return array
 
 
-def _check(engine: Engine, plans: list[Any], params: TrunkParams) -> None:
-    """Refuse what the model or the disk cannot hold; a text has about a token for three characters."""
-    root, prompt = engine.root, params.prompt
-    config = load_config(params.backbone, engine.reporter.say)
-    check_layers(params.backbone, config.num_hidden_layers, params.trainable_layers)
-    tokens = 0
+def _check_disk(root: Path, plans: list[Any], params: TrunkParams, hidden: int) -> None:
+    """Refuse what the disk cannot hold; a text has about a token for three characters."""
+    prompt, tokens = params.prompt, 0
     for shard in plans:
         for question in {question for question, *_ in shard}:
             tokens += min(len(question) // 3, prompt.max_length_prompt)
         tokens += sum(min(len(text) // 3, prompt.max_length_answer) for _, text, _ in shard)
     n_bytes = 4 if compute_dtype(params.precision) == "float32" else 2
-    needed = tokens * config.hidden_size * n_bytes
+    needed = tokens * hidden * n_bytes
     make_folder(root)
     free = shutil.disk_usage(root).free
     if needed > free - _RESERVE:

@@ -104,6 +104,8 @@ class DecoderParams:
             raise UsageError(f'trainable_layers must be 1 or more, or "all", not {layers!r}.')
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UsageError(f"seeds must be different whole numbers, not {list(self.seeds)}.")
+        if not all(0 <= seed < 2**31 for seed in self.seeds):
+            raise UsageError(f"seeds must be from 0 to {2**31 - 1}, not {list(self.seeds)}.")
         if self.refit not in ("folds", "full"):
             raise UsageError(f'refit must be "folds" or "full", not {self.refit!r}.')
         if self.refit == "full" and self.every_round:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from conftest import write_table
 from helpers import digests, stackllm
+from safetensors.numpy import load_file, save_file
 
 from stackllm.data.metrics import log_loss
 from stackllm.data.predictions import log_blend
@@ -108,6 +109,7 @@ def submissions(*paths):
 
 def test_rounds_refitting_and_new_groups(contest, backbone):
     root = contest / "artifacts/run"
+    backbone = shutil.copytree(backbone, contest / "own")
     run = ("run", "--jobs", "1", "--rounds", "1", "--json", "--truth", "solution.csv")
     configure(contest, backbone, layers=2)
     told = stackllm(*run, cwd=contest)
@@ -145,6 +147,15 @@ def test_rounds_refitting_and_new_groups(contest, backbone):
     assert before["submission.csv"] != after["submission.csv"]
     assert np.abs(predictions(contest, "_full_test") - predictions(contest, "_test")).max() > 1e-6
     check_new_groups(contest)
+
+    weights = load_file(backbone / "model.safetensors")
+    save_file(
+        {name: value + 0.1 for name, value in weights.items()}, backbone / "model.safetensors"
+    )
+    told = stackllm("predict", "test.csv", "-o", "other.csv", cwd=contest)
+    assert told.returncode == 65
+    assert "is not the one that this run was trained on" in told.stderr
+    assert not (contest / "other.csv").exists()
 
 
 def check_single_seeds(contest):
