@@ -365,7 +365,7 @@ def _load_errors(name: str) -> Iterator[None]:
             f'backbone "{name}": its weights are damaged ({_first_line(error)}). Fetch them again.'
         ) from error
     except ImportError as error:
-        raise UsageError(
+        raise MissingInputError(
             f'backbone "{name}" wants a package that is not here ({_first_line(error)}). Install it, or take '
             'another attention or precision ("auto" needs none).'
         ) from error

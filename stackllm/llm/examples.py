@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stackllm.errors import MissingInputError, UsageError, did_you_mean
+from stackllm.llm.backbone import quiet_libraries
 from stackllm.llm.classifier import Batch
 
 Collate = Callable[[np.ndarray], Batch]
@@ -100,6 +101,7 @@ def _check_trackers(names: tuple[str, ...]) -> None:
     """Refuse trackers that transformers does not know or that are not installed."""
     if not set(names) - {"all", "none"}:
         return
+    quiet_libraries()
     from transformers.integrations import integration_utils
 
     known = integration_utils.INTEGRATION_TO_CALLBACK

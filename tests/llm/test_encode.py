@@ -154,7 +154,7 @@ def test_attention_and_devices_change_no_number_beyond_rounding(backbone, tmp_pa
 
 def test_attention_that_is_not_installed_is_one_sentence(backbone, engine):
     module.frozen_model.cache_clear()
-    with pytest.raises(UsageError, match=r"[Ff]lash"):
+    with pytest.raises(MissingInputError, match=r"[Ff]lash.*Install it, or take another attention"):
         encode(make_rows(2), params(backbone, attention="flash_attention_2"), engine)
 
 
