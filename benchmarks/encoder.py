@@ -15,8 +15,9 @@ from typing import Any
 
 from benchmarks.harness import Figure, Result, interleaved, main
 from stackllm.data.table import TableParams, read_training
-from stackllm.llm.backbone import EMBEDDED, load_backbone, prepare
+from stackllm.llm.backbone import load_backbone
 from stackllm.llm.encoder import read_groups
+from stackllm.llm.locate import EMBEDDED, prepare
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "seven_voices"

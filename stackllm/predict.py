@@ -15,8 +15,9 @@ import polars as pl
 from stackllm.data.predictions import log_blend, log_probabilities, softmax
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import DataError, MissingInputError, UsageError
-from stackllm.llm.backbone import UNKNOWN, choose_dtype, revision_of
+from stackllm.llm.backbone import choose_dtype
 from stackllm.llm.encode import EncoderParams
+from stackllm.llm.locate import UNKNOWN, revision_of
 from stackllm.llm.rater import RaterParams
 from stackllm.llm.transport import ServerParams
 from stackllm.members.boosting import predict_boosting

@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 from stackllm.data.table import TableParams
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
-from stackllm.llm.backbone import Attention, Devices, Dtype, Precision, anchored
+from stackllm.llm.backbone import Attention, Devices, Dtype, Precision
 from stackllm.llm.encode import EncoderParams
+from stackllm.llm.locate import anchored
 from stackllm.llm.prompts import Keep
 from stackllm.llm.rater import RaterParams
 from stackllm.llm.transport import ServerParams

@@ -12,7 +12,7 @@ from helpers import stackllm
 
 from stackllm.data.spreadsheet import spreadsheet_safe
 from stackllm.errors import UsageError
-from stackllm.llm.backbone import find_backbone
+from stackllm.llm.locate import find_backbone
 
 PLAIN = ("--backbone", "none", "--folds", "2", "--quiet")
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from stackllm.errors import DataError, MissingInputError, StackllmError, UsageError
-from stackllm.llm.backbone import anchored, find_backbone
+from stackllm.llm.locate import anchored, find_backbone, revision_of
 from stackllm.settings import read_settings
 
 DECODER = '[[member]]\nkind = "decoder"\n'
@@ -83,6 +83,15 @@ def test_backbones_are_found_from_where_the_settings_stand(tmp_path, monkeypatch
     shutil.rmtree(tmp_path / "sub" / "tiny")
     with pytest.raises(MissingInputError, match="there is no such folder"):
         find_backbone(settings.encoder.backbone)
+
+
+def test_weights_that_change_are_seen_at_once(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = revision_of(str(tmp_path))
+    assert revision_of(str(tmp_path)) == before
+    weights.write_bytes(b"two")
+    assert revision_of(str(tmp_path)) != before
 
 
 def test_names_in_the_hub_and_whole_paths_stay_as_they_are(tmp_path):

@@ -16,17 +16,15 @@ import polars as pl
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError, UsageError
 from stackllm.llm.backbone import (
-    EMBEDDED,
     Attention,
     Devices,
     Dtype,
     choose_dtype,
     frozen_model,
-    prepare,
-    revision_of,
     use_one_thread,
 )
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
+from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import PromptParams, make_prompts
 from stackllm.store.digest import digest

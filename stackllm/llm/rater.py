@@ -18,16 +18,9 @@ from stackllm.engine.local import Engine, Task
 from stackllm.errors import UsageError
 from stackllm.llm import asking
 from stackllm.llm.asking import CUT, Piece, compose, compose_text
-from stackllm.llm.backbone import (
-    EMBEDDED,
-    Dtype,
-    choose_dtype,
-    frozen_model,
-    prepare,
-    revision_of,
-    use_one_thread,
-)
+from stackllm.llm.backbone import Dtype, choose_dtype, frozen_model, use_one_thread
 from stackllm.llm.encode import known_rows, workers
+from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt
 from stackllm.llm.scoring import answer_probabilities, calibrate, score_answers

@@ -25,11 +25,11 @@ from stackllm.llm.backbone import (
     compute_dtype,
     frozen_model,
     load_config,
-    revision_of,
     use_one_thread,
 )
 from stackllm.llm.classifier import check_layers, count_layers, lower_layers
 from stackllm.llm.encode import known_rows, plan_shards, workers
+from stackllm.llm.locate import revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
 from stackllm.llm.reading import opened, read_ends

@@ -19,14 +19,12 @@ from stackllm.data.metrics import log_loss
 from stackllm.engine import ranks
 from stackllm.errors import TrainingError, UsageError
 from stackllm.llm.backbone import (
-    EMBEDDED,
     Attention,
     Devices,
     Precision,
     check_length,
     choose_dtype,
     compute_dtype,
-    revision_of,
     use_one_thread,
 )
 from stackllm.llm.classifier import (
@@ -40,6 +38,7 @@ from stackllm.llm.classifier import (
     upper_layers,
 )
 from stackllm.llm.examples import Collate, Examples, TrainingParams
+from stackllm.llm.locate import EMBEDDED, revision_of
 from stackllm.llm.prompts import PromptParams, make_prompts
 from stackllm.llm.training import is_finite, read, train
 from stackllm.llm.training import predict as predict_rows

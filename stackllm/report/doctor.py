@@ -9,7 +9,8 @@ from pathlib import Path
 
 from stackllm import __version__
 from stackllm.errors import StackllmError
-from stackllm.llm.backbone import cache_folder, choose_dtype, find_backbone
+from stackllm.llm.backbone import choose_dtype
+from stackllm.llm.locate import cache_folder, find_backbone
 from stackllm.recipes.loader import find_asked, find_recipes
 
 _PACKAGES = (

@@ -9,10 +9,11 @@ import pytest
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
 from stackllm.errors import MissingInputError, StorageError, UsageError
-from stackllm.llm import backbone as converting
 from stackllm.llm import encode as module
-from stackllm.llm.backbone import choose_dtype, find_backbone, load_backbone
+from stackllm.llm import locate as converting
+from stackllm.llm.backbone import choose_dtype, load_backbone
 from stackllm.llm.encode import EncoderParams, encode
+from stackllm.llm.locate import find_backbone
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stackllm.engine.progress import Reporter
-from stackllm.llm.backbone import prepare
+from stackllm.llm.locate import prepare
 from stackllm.llm.rater import RaterParams
 from stackllm.llm.server import ask_server
 from stackllm.llm.transport import ServerParams
