@@ -59,7 +59,7 @@ def test_killed_again_during_the_resume(known):
 
 @pytest.mark.parametrize("kind", ["kill", "tear", *writes.ERRORS])
 def test_every_write_of_optim(known, kind):
-    count = writes.count_writes(known["optim"])
+    count = writes.count_writes(known["optim"], kind)
     assert count > 5
     step = 1 if kind == "kill" else 5
     passes(*(writes.faulty_write(known["optim"], kind, at) for at in range(0, count, step)))
@@ -69,7 +69,7 @@ def test_every_write_of_optim(known, kind):
     ("kind", "step"), [("kill", 20), ("tear", 40), ("ENOSPC", 40), ("EMFILE", 80)]
 )
 def test_writes_of_the_stack(known, kind, step):
-    count = writes.count_writes(known["stack"])
+    count = writes.count_writes(known["stack"], kind)
     assert count > 200
     passes(*(writes.faulty_write(known["stack"], kind, at) for at in range(7, count, step)))
 

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.campaign.forked import stackllm
 
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
+_REMOVALS = {"os.remove", "os.rmdir"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -61,8 +62,8 @@ class Fault:
         """What the interpreter is about to do."""
         if event == "open" and isinstance(details[2], int) and details[2] & _WRITING:
             self.boundary("open", details[0])
-        elif event in _CHANGES and not (event in {"os.remove", "os.rmdir"} and self.kind[0] == "E"):
-            self.boundary(event, details[0])
+        elif event in _CHANGES and not (event in _REMOVALS and self.kind.startswith("E")):
+            self.boundary(event, details[0])  # no error keeps anybody from cleaning up
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function with a boundary before and one after it."""
@@ -83,7 +84,7 @@ def strike(kind: str, at: int, *arguments: str) -> None:
     Parameters
     ----------
     kind
-        ``count``, ``kill``, ``tear`` (cut the file in half, then kill), or the name of an error such as
+        ``kill``, ``tear`` (cut the file in half, then kill), or the name of an error such as
         ``ENOSPC``, which every write from ``at`` on gets.
     at
         Which write.

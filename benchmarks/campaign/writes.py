@@ -16,6 +16,7 @@ from benchmarks.campaign.figures import Case, difference, play
 from benchmarks.campaign.forked import forked, stackllm
 
 ERRORS = ("ENOSPC", "EACCES", "EIO", "EMFILE")
+NEVER = 2**31
 STAGES = ("optim", "features", "stack", "pseudo")
 
 
@@ -26,7 +27,7 @@ def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     for kind in ("kill", "tear", *ERRORS):
         for name in STAGES:
             stage = known[name]
-            count = count_writes(stage)
+            count = count_writes(stage, kind)
             cases = [
                 (f"{kind} at write {at} of {count}", faulty_write(stage, kind, at))
                 for at in _drawn(range(count), draws, draw)
@@ -54,10 +55,10 @@ def _faulty(stage: Stage, kind: str, at: int, folder: Path) -> subprocess.Comple
     return forked(folder, strike, kind, at, *_arguments(stage))
 
 
-def count_writes(stage: Stage) -> int:
-    """How many boundaries a command meets that nobody disturbs."""
+def count_writes(stage: Stage, kind: str) -> int:
+    """How many boundaries for faults of this kind a command meets that nobody disturbs."""
     folder = stage.copy("counted")
-    done = _faulty(stage, "count", 0, folder)
+    done = _faulty(stage, kind, NEVER, folder)
     assert done.returncode == 0, done.stderr
     assert digests(folder) == stage.expected
     return len(folder.with_suffix(".boundaries").read_text().splitlines())
