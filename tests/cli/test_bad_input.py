@@ -71,7 +71,7 @@ def test_wrong_column(contest):
             'two members are called "lexical"',
         ),
         ("[member]\nkind = 'lexical'\n", "[[member]], with double brackets"),
-        ("[[member]]\nkind = 'lexical'\nname = '../x'\n", "may hold letters"),
+        ("[[member]]\nkind = 'lexical'\nname = '../x'\n", "letters, digits, _ and -"),
     ],
 )
 def test_bad_settings(contest, content, sentence):
