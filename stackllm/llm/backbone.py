@@ -271,6 +271,7 @@ def quiet_libraries() -> None:
     for library in ("bitsandbytes", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # and peft sets it right
 
 
 def keep_unpacked(model: Any) -> None:

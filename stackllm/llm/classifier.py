@@ -286,13 +286,14 @@ def count_layers(model: Any) -> int:
 def _targets(model: Any, lora: LoraParams) -> list[str]:
     """Names of the linear layers to adapt; what peft calls all-linear, it does not take for some layers."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # what GPT-2 has for linear layers
 
     if lora.target_modules != ("all-linear",):
         return list(lora.target_modules)
     linear = {
         name.rsplit(".")[-1]
         for name, module in _layers(model)[2].named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, torch.nn.Linear | Conv1D)
     }
     return sorted(linear)
 

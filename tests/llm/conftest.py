@@ -9,8 +9,6 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for small_decoders.py
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gemma2", "gemma3_text")
-
 
 @pytest.fixture(scope="session")
 def make_model():
@@ -21,13 +19,22 @@ def make_model():
     def build(family: str, layers: int = 4):
         size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
         heads = {"num_attention_heads": 4}
-        if family not in ("gpt_neox",):
+        if family not in ("gpt_neox", "gpt2", "opt", "bloom"):
             heads |= {"num_key_value_heads": 2, "head_dim": 8}
         extra = {"sliding_window": 6} if family in ("mistral", "gemma2", "gemma3_text") else {}
+        if family == "opt":
+            extra = {"word_embed_proj_dim": 32, "ffn_dim": 64}
         if family == "gemma3_text":
             extra["layer_types"] = ["sliding_attention", "full_attention"] * (layers // 2)
         config = AutoConfig.for_model(
-            family, vocab_size=300, max_position_embeddings=256, **size, **heads, **extra
+            family,
+            vocab_size=300,
+            max_position_embeddings=256,
+            bos_token_id=1,
+            eos_token_id=2,
+            **size,
+            **heads,
+            **extra,
         )
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)

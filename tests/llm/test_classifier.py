@@ -24,7 +24,18 @@ from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams
 from stackllm.store.units import make_unit
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gemma2", "gemma3_text")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt_neox",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "opt",
+    "bloom",
+)
 PRECISIONS = ("float32", "bfloat16", "int8", "nf4")
 
 

@@ -8,7 +8,7 @@ from stackllm.llm.backbone import load_backbone
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.prompts import Prompt
 
-FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2")
+FAMILIES = ("llama", "mistral", "qwen2", "gpt_neox", "gemma2", "gpt2", "opt", "bloom")
 LAYERS = (1, 2, 4)
 PROMPTS = [
     Prompt([5, 6, 7, 8, 9], [[10, 11, 12], [20] * 9, [31]]),
