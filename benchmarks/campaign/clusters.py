@@ -20,7 +20,7 @@ import psutil
 from benchmarks.campaign.contest import environment
 
 _PATIENCE_SECONDS = 60
-_MARKS = {"dask": "spawn_main", "ray": "ray::run_task_in", "local": "loky"}
+_MARKS = {"dask": "spawn_main", "ray": "ray::run_task_in", "local": "popen_loky"}
 """What the command line of a process at work holds."""
 
 
