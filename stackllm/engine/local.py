@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from stackllm.engine import ranks
 from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
-from stackllm.store.atomic import storage_errors
+from stackllm.store.atomic import remove_abandoned, storage_errors
 from stackllm.store.checkpoints import checkpoints_of, discard
 from stackllm.store.units import REUSED, Unit, publish, quarantine, state
 
@@ -213,6 +213,8 @@ class Engine:
                             waiting.append(task)
         finally:
             pool.drop(running.keys())
+            for path in deaths:
+                remove_abandoned(self.root / path)
         lost = [path for path, count in deaths.items() if count >= ATTEMPTS]
         if lost:
             raise StorageError(

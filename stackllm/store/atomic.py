@@ -98,7 +98,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         make_folder(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        _remove_abandoned(path)
+        remove_abandoned(path)
         handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -181,10 +181,12 @@ def process_exists(pid: int) -> bool:
     return True
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove what killed writers of the same file left beside it."""
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of the same file or folder left beside it."""
     for found in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
-        if is_abandoned(found):
+        if is_abandoned(found) and found.is_dir():
+            shutil.rmtree(found, ignore_errors=True)
+        elif is_abandoned(found):
             found.unlink(missing_ok=True)
 
 

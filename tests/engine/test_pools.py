@@ -44,6 +44,8 @@ def test_a_worker_that_dies_costs_its_unit_only(engine, capfd):
     engine.ensure("work", [task("a"), task("b", die_once), task("c")])
     assert all(done(engine, "a", "b", "c"))
     assert capfd.readouterr().err.count("a worker died; stage/b of work runs again") == 1
+    assert not list(engine.root.rglob("half.txt"))  # nor anything else of what it had begun
+    assert not list(engine.root.rglob("*.tmp"))
 
 
 def test_a_unit_that_kills_its_workers_is_reported_and_the_others_finish(engine):
