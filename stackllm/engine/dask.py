@@ -56,10 +56,10 @@ class Dask:
                 "--engine dask needs the package distributed. Install it: pip install 'stackllm[dask]'"
             ) from error
         for name in (
+            "distributed",
             "distributed.client",
-            "distributed.core",
-            "distributed.comm",
             "tornado",
+            "tornado.application",
             "asyncio",
         ):
             logging.getLogger(name).setLevel(

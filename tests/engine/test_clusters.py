@@ -1,5 +1,6 @@
 """Clusters that are not there, or die under a run."""
 
+import logging
 import random
 import re
 import time
@@ -68,3 +69,13 @@ def test_a_worker_killed_at_work_changes_no_byte(stage):
 def passes(case):
     figure = play("drawn", [("case", case)])
     assert figure["met"], figure["failures"]
+
+
+def test_what_dask_logs_of_a_lost_scheduler_is_not_for_users(tmp_path):
+    pytest.importorskip("distributed")
+    with CLUSTERS["dask"](tmp_path) as cluster:
+        pool = open_pool("dask", cluster.address, 1)
+        pool.close()
+    for name in ("core", "utils", "comm.tcp", "client"):
+        assert not logging.getLogger(f"distributed.{name}").isEnabledFor(logging.ERROR)
+    assert not logging.getLogger("tornado.application").isEnabledFor(logging.ERROR)
