@@ -189,7 +189,7 @@ def predict_new(
             f"{root}: this run has the external member {model['external'][0]!r}, whose model stackllm does not have. "
             "Predict with a run without external members."
         )
-    for name, revision in model["backbones"].items():
+    for name, revision in model.get("backbones", {}).items():
         _check_weights(name, revision)
     encoder = EncoderParams(**_tuples(model["encoder"])) if model["encoder"] else None
     recipes = tuple(str(recipe_folder / name) for name in model["recipes"])

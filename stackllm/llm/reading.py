@@ -50,16 +50,14 @@ class Reading:
         cache = DynamicCache()
         with torch.inference_mode():
             mask = self.mask[index]
-            start = int(
-                mask.any(0).int().argmax()
-            )  # (n, n_read): the first that is real for any row
+            start = int(mask.any(0).int().argmax())  # where the first row begins
             for number, layer in enumerate(self.cache.layers):
                 keys, values = (states[index, :, start:] for states in (layer.keys, layer.values))
                 cache.update(keys, values, number)
             return Reading(cache, mask[:, start:])
 
     def go_on(
-        self, model: Any, texts: list[list[int]], left: bool, **options: Any
+        self, model: Any, ids: torch.Tensor, new: torch.Tensor, **options: Any
     ) -> tuple[Reading, Any]:
         """Read on, one text a row, and use this reading up.
 
@@ -67,10 +65,8 @@ class Reading:
         ----------
         model
             A transformers causal LM in evaluation mode.
-        texts
-            Token ids for each row, padded on the left or on the right.
-        left
-            On which side.
+        ids, new
+            Token ids for each row and which of them are real, from :func:`pad`.
         options
             Further arguments of the model.
 
@@ -84,7 +80,6 @@ class Reading:
         import torch
         from transformers import DynamicCache
 
-        ids, new = pad(texts, left, model.get_input_embeddings().weight.device)
         before = ids.new_zeros((len(ids), 0)) if self.mask is None else self.mask
         mask = torch.cat([before, new], dim=1)
         cache = DynamicCache() if self.cache is None else self.cache
@@ -145,12 +140,11 @@ def read_ends(
     """
     firsts = [0, *itertools.accumulate(len(prompt.responses) for prompt in prompts)]
     heads = [prompt.prefix for prompt in prompts]
-    device = model.get_input_embeddings().weight.device
     cost = max(_BATCH_COST, _SHARE * budget)
     for groups in like_length(list(map(len, heads)), budget, cost + _SPLIT_COST * budget):
         begun = Reading() if root is None else root.copy([0] * len(groups))
         if any(heads[g] for g in groups):
-            begun, _ = begun.go_on(model, [heads[g] for g in groups], left=True)
+            begun, _ = begun.go_on(model, *pad(model, [heads[g] for g in groups], left=True))
         own = [
             (place, firsts[g] + i, end)
             for place, g in enumerate(groups)
@@ -158,8 +152,8 @@ def read_ends(
         ]
         for batch in like_length([len(end) for *_, end in own], budget, cost):
             places, rows, ends = (list(it) for it in zip(*(own[i] for i in batch), strict=True))
-            ids, mask = pad(ends, left=False, device=device)
-            reading, output = begun.copy(places).go_on(model, ends, left=False, **options)
+            ids, mask = pad(model, ends, left=False)
+            reading, output = begun.copy(places).go_on(model, ids, mask, **options)
             yield Ends(groups, rows, reading, output, ids, mask)
 
 
@@ -177,8 +171,11 @@ def opened(prompts: list[Prompt]) -> list[Prompt]:
     ]
 
 
-def pad(rows: list[list[int]], left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both ``(len(rows), longest)``; the padding id is never attended to."""
+def pad(model: Any, rows: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask where the model wants them, both ``(len(rows), longest)``.
+
+    Rows are padded on the left or on the right, with an id that is never attended to.
+    """
     import torch
 
     width = max(map(len, rows))
@@ -188,6 +185,7 @@ def pad(rows: list[list[int]], left: bool, device: Any) -> tuple[torch.Tensor, t
         where = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, where] = torch.tensor(row, dtype=torch.long)
         mask[i, where] = 1
+    device = model.get_input_embeddings().weight.device
     return ids.to(device), mask.to(device)
 
 

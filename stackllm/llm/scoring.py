@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import Reading, read_ends
+from stackllm.llm.reading import Reading, pad, read_ends
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +175,7 @@ def _read(
     import torch
 
     root = _common([prompt.prefix for prompt in prompts])
-    begun = Reading().go_on(model, [root], left=True)[0] if root else None
+    begun = Reading().go_on(model, *pad(model, [root], left=True))[0] if root else None
     rest = [Prompt(prompt.prefix[len(root) :], prompt.responses) for prompt in prompts]
     n_rows = sum(len(prompt.responses) for prompt in prompts)
     last: list[Any] = [None] * n_rows
@@ -188,7 +188,7 @@ def _read(
         if paths:
             n = len(ends.rows)
             each = ends.reading.copy([place for place in range(n) for _ in paths])
-            _, output = each.go_on(model, paths * n, left=False)
+            _, output = each.go_on(model, *pad(model, paths * n, left=False))
             found = output.last_hidden_state.unflatten(0, (n, -1))
             for row, states in zip(ends.rows, found, strict=True):
                 later[row] = states

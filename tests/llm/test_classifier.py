@@ -310,6 +310,14 @@ def test_a_loss_that_is_no_number_stops_with_its_step(make_backbone, tmp_path):
         )
 
 
+def test_a_dry_run_promises_no_layers_that_are_not_there(make_backbone, tmp_path):
+    params = TrunkParams(make_backbone("llama"), "float32", 7, PromptParams())
+    engine = Engine(tmp_path / "cache", 1, Reporter(quiet=True), dry_run=True)
+    with pytest.raises(UsageError, match="has 4 layers"):
+        cache_trunk(make_rows(), params, engine)
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize("budget", [1, 20])
 def test_the_trunk_is_the_same_whatever_a_pass_holds(make_backbone, tmp_path, monkeypatch, budget):
     rows = make_rows()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stackllm.errors import StorageError
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import Reading, like_length, opened, read_ends
+from stackllm.llm.reading import Reading, like_length, opened, pad, read_ends
 
 PROMPTS = [
     Prompt([5, 6, 7, 8], [[10, 11, 12], [20] * 9, [31]]),
@@ -65,14 +65,15 @@ def test_beginnings_are_read_once_and_every_pass_is_within_the_budget(make_model
 
 def test_a_copy_reads_on_without_its_original(make_model):
     model = make_model("llama")
-    begun, _ = Reading().go_on(model, [[5, 6, 7], [8]], left=True)
+    begun, _ = Reading().go_on(model, *pad(model, [[5, 6, 7], [8]], left=True))
     assert begun.copy([1, 1]).mask.shape == (2, 1)  # what padded them is gone
     copies = [begun.copy([1, 0, 1]), begun.copy([1, 0, 1])]
-    outputs = [it.go_on(model, [[9, 3], [4], [9, 3]], left=False)[1] for it in copies]
+    texts = pad(model, [[9, 3], [4], [9, 3]], left=False)
+    outputs = [it.go_on(model, *texts)[1] for it in copies]
     first, second = (output.last_hidden_state for output in outputs)
     assert torch.equal(first, second)
     torch.testing.assert_close(first[0], first[2])
-    alone = begun.copy([1]).go_on(model, [[9, 3]], left=False)[1].last_hidden_state
+    alone = begun.copy([1]).go_on(model, *pad(model, [[9, 3]], left=False))[1].last_hidden_state
     torch.testing.assert_close(first[0], alone[0], rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
         whole = model.base_model(input_ids=torch.tensor([[8, 9, 3]])).last_hidden_state
