@@ -207,6 +207,17 @@ def predict_new(
         trunks=[member.trunk for member in stored if member.trunk], rater=rater, server=server,
     )  # fmt: skip
     inputs = load_inputs(folder)
+    temperatures = np.array(model["temperatures"]["blend"])
+    blended = _blended(root, model, stored, inputs)
+    final = fold_posteriors(blended, inputs.groups, model["quota"], temperatures).mean(axis=0)
+    columns = [f"target_{name}" for name in model["classes"]]
+    return pl.DataFrame(
+        {model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}
+    ), final
+
+
+def _blended(root: Path, model: dict[str, Any], stored: list[Member], inputs: Inputs) -> np.ndarray:
+    """Each fold's blend of members and stack, ``(n_folds, n_rows, n_classes)``."""
     quota = model["quota"]
     members = {member.name: _member(root, model, member, inputs) for member in stored}
     posteriors = {
@@ -224,7 +235,7 @@ def predict_new(
         if member.name in model.get("full", {}):  # it stands for the models of every fold
             own = _member(root, model, member, inputs, "full")
             models[member.name] = np.broadcast_to(own, models[member.name].shape)
-    blended = np.stack(
+    return np.stack(
         [
             log_blend(
                 np.stack([models[name][fold] for name in model["blend"]["names"]]),
@@ -233,13 +244,6 @@ def predict_new(
             for fold, weights in enumerate(model["blend"]["weights"])
         ]
     )
-    final = fold_posteriors(
-        blended, inputs.groups, quota, np.array(model["temperatures"]["blend"])
-    ).mean(axis=0)
-    columns = [f"target_{name}" for name in model["classes"]]
-    return pl.DataFrame(
-        {model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}
-    ), final
 
 
 def _as_computed(params: EncoderParams | RaterParams) -> dict[str, Any]:

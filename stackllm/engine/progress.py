@@ -37,7 +37,8 @@ def taking_notes(path: Path) -> Iterator[None]:
 
     Notes hold times, so they stand outside the unit: the same work must give the same bytes.
     """
-    path.unlink(missing_ok=True)
+    with storage_errors(path, "removing old notes"):
+        path.unlink(missing_ok=True)
     token = _NOTES.set(path)
     try:
         yield

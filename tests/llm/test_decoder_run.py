@@ -15,7 +15,7 @@ from stackllm.data.metrics import log_loss
 from stackllm.data.predictions import log_blend
 from stackllm.engine import progress
 from stackllm.engine.local import Engine, Task
-from stackllm.errors import UsageError
+from stackllm.errors import StorageError, UsageError
 from stackllm.members.crossfit import Design
 from stackllm.members.decoder import DecoderParams
 from stackllm.members.lexical import LexicalParams
@@ -251,6 +251,13 @@ def test_what_a_unit_notes_is_shown_while_it_runs(tmp_path, monkeypatch, capsys)
     assert "/30, loss 0.2500, 5,213 tokens/s, about 75 s left" in lines[0]
     assert lines[0].startswith("work: stage-a: step ")
     assert not list((tmp_path / "live").iterdir())
+
+
+def test_where_notes_cannot_stand_is_named(tmp_path):
+    (tmp_path / "live").write_text("")
+    path = progress.notes_path(tmp_path, "members/own")
+    with pytest.raises(StorageError, match="live"), progress.taking_notes(path):
+        progress.note({"step": 1, "of": 2})
 
 
 def test_notes_that_are_torn_or_old_are_passed_by(tmp_path):
