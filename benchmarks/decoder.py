@@ -17,20 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Figure, Result, main
-from stackllm.data.folds import assign_folds
-from stackllm.data.metrics import bootstrap_error, row_losses
-from stackllm.data.table import TableParams, read_training
+from stackllm.crossfit.folds import assign_folds
+from stackllm.crossfit.targets import Targets
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
-from stackllm.llm import training
-from stackllm.llm.classifier import LoraParams, new_classifier
-from stackllm.llm.examples import Examples, TrainingParams
+from stackllm.finetune import train as training
+from stackllm.finetune.dataset import Examples, TrainingParams
+from stackllm.finetune.model import LoraParams, new_classifier
 from stackllm.llm.prompts import PromptParams
 from stackllm.llm.trunk import cache_trunk
 from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams
 from stackllm.members.inputs import Inputs, save_texts, save_trunk, trunk_folder
-from stackllm.members.targets import Targets
+from stackllm.metrics import bootstrap_error, row_losses
+from stackllm.tables.contest import TableParams, read_training
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "seven_voices"
 TOP = 4

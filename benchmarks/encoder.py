@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Figure, Result, interleaved, main
-from stackllm.data.table import TableParams, read_training
 from stackllm.llm.backbone import load_backbone
 from stackllm.llm.encoder import read_groups
 from stackllm.llm.locate import EMBEDDED, prepare
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
+from stackllm.tables.contest import TableParams, read_training
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "seven_voices"
 PARAMS = PromptParams(before_answer="\nAnswer: ", max_length_prompt=96, max_length_answer=128)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stackllm.data.files import read_frame
-from stackllm.data.folds import assign_folds
-from stackllm.data.metrics import bootstrap_error, row_losses
-from stackllm.data.submission import Submission, read_submission
+from stackllm.crossfit.folds import assign_folds
 from stackllm.group.fitting import fit_method
-from stackllm.group.joining import groups_joined, join_on_id, label_column, read_labels
 from stackllm.group.optimise import Method, optimise
+from stackllm.metrics import bootstrap_error, row_losses
+from stackllm.tables.files import read_frame
+from stackllm.tables.joining import groups_joined, join_on_id, label_column, read_labels
+from stackllm.tables.submission import Submission, read_submission
 
 COLUMNS = ("none", "assignment", "blend", "sinkhorn", "posterior", "posterior, T = 1")
 NOT_CLASSES = ("fold", "group_id", "group", "target", "label", "question", "response")

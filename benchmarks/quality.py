@@ -22,11 +22,11 @@ import numpy as np
 import polars as pl
 
 from benchmarks.harness import Figure, Result, main
-from stackllm.data.metrics import log_loss
-from stackllm.data.predictions import log_probabilities
+from stackllm.crossfit.targets import Targets
 from stackllm.group.blend import blend, fit_blend
 from stackllm.members.boosting import BoostingParams, fit_boosting, predict_boosting
-from stackllm.members.targets import Targets
+from stackllm.metrics import log_loss
+from stackllm.probabilities import log_probabilities
 
 ARTIFACTS = Path("artifacts") / "benchmark"
 """Made anew by every measurement and left there to look at."""

@@ -24,9 +24,9 @@ def measure(quick: bool, data: Path | None) -> Result:
 
     from stackllm.llm.backbone import load_backbone
     from stackllm.llm.prompts import Prompt
-    from stackllm.llm.rater import ChatForm, RaterParams, make_prompts, rate_cases
     from stackllm.llm.scoring import score_answers
-    from stackllm.recipes.asked import Case, read_asked
+    from stackllm.rating.local import ChatForm, RaterParams, make_prompts, rate_cases
+    from stackllm.rating.question import Case, read_asked
 
     torch.set_num_threads(1)
     notes: list[str] = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from stackllm.crossfit.design import CrossFit, Fit
+from stackllm.crossfit.pseudo import pseudo_targets
 from stackllm.engine.local import Engine
-from stackllm.members.crossfit import CrossFit, Fit
 from stackllm.members.external import read_external
 from stackllm.members.inputs import load_inputs
 from stackllm.members.stage import cross_fit_members
-from stackllm.pseudo import pseudo_targets
 from stackllm.settings import Settings
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
 from stackllm.stack.round import Round, finish_round

@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stackllm.data.predictions import log_blend, log_probabilities, softmax
+from stackllm.crossfit.design import CrossFit, Fit
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.llm.backbone import choose_dtype
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import UNKNOWN, revision_of
-from stackllm.llm.rater import RaterParams
-from stackllm.llm.transport import ServerParams
 from stackllm.members.boosting import predict_boosting
 from stackllm.members.build import build_inputs
-from stackllm.members.crossfit import CrossFit, Fit
 from stackllm.members.inputs import Inputs, load_inputs
 from stackllm.members.registry import KINDS, Member
 from stackllm.members.stage import full_places, gather_full, gather_places, places_of
+from stackllm.probabilities import log_blend, log_probabilities, softmax
+from stackllm.rating.local import RaterParams
+from stackllm.rating.transport import ServerParams
 from stackllm.recipes.loader import find_recipes
 from stackllm.settings import Settings, build
 from stackllm.stack.features import stack_features
@@ -134,7 +134,7 @@ def exchange(
     Parameters
     ----------
     blended
-        Blends ``(n_folds, n_rows, n_classes)`` of :func:`~stackllm.data.predictions.log_blend`,
+        Blends ``(n_folds, n_rows, n_classes)`` of :func:`~stackllm.probabilities.log_blend`,
         whose floor under every model's probabilities keeps them above 0.
     weights
         That model's weight in each, ``(n_folds,)``.

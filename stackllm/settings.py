@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from stackllm.data.table import TableParams
+from stackllm.crossfit.pseudo import PseudoParams
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
 from stackllm.llm.backbone import Attention, Devices, Dtype, Precision
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import anchored
 from stackllm.llm.prompts import Keep
-from stackllm.llm.rater import RaterParams
-from stackllm.llm.transport import ServerParams
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.external import ExternalParams
 from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member
-from stackllm.pseudo import PseudoParams
+from stackllm.rating.local import RaterParams
+from stackllm.rating.transport import ServerParams
+from stackllm.tables.contest import TableParams
 
 CONFIG = "stackllm.toml"
 

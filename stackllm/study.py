@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from stackllm.data.folds import assign_folds, check_folds
-from stackllm.data.table import Table, read_training
+from stackllm.crossfit.design import Design
+from stackllm.crossfit.folds import assign_folds, check_folds
 from stackllm.engine.local import Engine, Task
-from stackllm.llm.ask import ask
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import Keys, build_inputs, index_trunk
-from stackllm.members.crossfit import Design
 from stackllm.members.registry import check_tables
+from stackllm.rating.ask import ask
 from stackllm.recipes.loader import find_recipes
 from stackllm.settings import Settings
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
+from stackllm.tables.contest import Table, read_training
 
 VERSION = 1
 

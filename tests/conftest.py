@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py
+sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py and its like
+
+pytest_plugins = ["small_models"]
 
 # how long an example takes says more about the machine than about the code
 hypothesis.settings.register_profile("suite", deadline=None)

@@ -10,9 +10,9 @@ import pytest
 from conftest import write_table
 from helpers import stackllm
 
-from stackllm.data.spreadsheet import spreadsheet_safe
 from stackllm.errors import UsageError
 from stackllm.llm.locate import find_backbone
+from stackllm.tables.spreadsheet import spreadsheet_safe
 
 PLAIN = ("--backbone", "none", "--folds", "2", "--quiet")
 

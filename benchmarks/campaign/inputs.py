@@ -87,10 +87,10 @@ def _case(folder: Path, kind: str, draw: random.Random) -> Case:
 
 
 def _read(folder: Path, kind: str, draw: random.Random) -> None:
-    from stackllm.data.labels import read_truth
-    from stackllm.data.submission import read_submission
-    from stackllm.data.table import TableParams, read_new, read_training
     from stackllm.settings import read_settings
+    from stackllm.tables.contest import TableParams, read_new, read_training
+    from stackllm.tables.labels import read_truth
+    from stackllm.tables.submission import read_submission
 
     if kind == "toml":
         text = mutated((folder / "stackllm.toml").read_bytes(), draw)

@@ -102,10 +102,10 @@ def optim(
       stackllm optim submission.csv --fit oof.csv --fit-truth train.csv -o better.csv
       stackllm optim submission.csv --quota 2,1,1 --method assignment -o - | head
     """
-    from stackllm.data.files import write_frame
-    from stackllm.data.spreadsheet import spreadsheet_safe
     from stackllm.errors import UsageError
-    from stackllm.group.improve import Columns, Request, describe, improve
+    from stackllm.optim.improve import Columns, Request, describe, improve
+    from stackllm.tables.files import write_frame
+    from stackllm.tables.spreadsheet import spreadsheet_safe
 
     if output == "-" and as_json:
         raise UsageError("-o - and --json both want the standard output. Name a file with -o.")

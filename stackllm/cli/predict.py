@@ -33,10 +33,10 @@ def predict(new: Path, output: Path | None, **options: Any) -> None:
       stackllm predict new.csv --name ten -o answers.csv
     """
     with session(**options) as opened:
-        from stackllm.data.files import write_frame
-        from stackllm.data.spreadsheet import spreadsheet_safe
-        from stackllm.data.table import read_new
         from stackllm.predict import predict_new
+        from stackllm.tables.contest import read_new
+        from stackllm.tables.files import write_frame
+        from stackllm.tables.spreadsheet import spreadsheet_safe
 
         rows = read_new(new, opened.settings.data)
         frame, _ = predict_new(

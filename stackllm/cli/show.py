@@ -12,13 +12,13 @@ import click
 import numpy as np
 
 from stackllm.cli.options import Session
-from stackllm.data.labels import read_truth
 from stackllm.engine.local import read_timings
+from stackllm.outputs import best_round, write_outputs
 from stackllm.report.leaderboard import leaderboard, member_scores, render
-from stackllm.report.outputs import best_round, write_outputs
 from stackllm.stack.posteriors import Calibrated
 from stackllm.stack.round import Round
 from stackllm.study import Study
+from stackllm.tables.labels import read_truth
 
 
 def show_members(opened: Session, study: Study, posteriors: dict[str, Calibrated]) -> None:

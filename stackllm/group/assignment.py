@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, plan
+from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, plan
 from stackllm.group.tempering import check_tempering, log_weights
 
 _MUST = 1e6

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from stackllm.group.shapes import Floats
+from stackllm.group.plan import Floats
 from stackllm.group.tempering import LEAST
 
 MAX_ROUNDS = 200

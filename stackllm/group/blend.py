@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.data.metrics import row_losses
 from stackllm.errors import UsageError
 from stackllm.group.assignment import assign_of, one_hot
-from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, kept_rows, plan
+from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, kept_rows, plan
 from stackllm.group.tempering import tempered
+from stackllm.metrics import row_losses
 
 
 @dataclass(frozen=True)

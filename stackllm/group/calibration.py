@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.data.metrics import log_loss
+from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, plan
 from stackllm.group.posterior import posterior_of
-from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, plan
 from stackllm.group.tempering import check_temperature
+from stackllm.metrics import log_loss
 
 LOWEST, HIGHEST = 0.05, 100.0
 """Temperatures tried. A best one at an end means that the rows tell nothing, or all."""

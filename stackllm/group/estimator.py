@@ -12,10 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from stackllm.data.folds import inner_folds
+from stackllm.crossfit.folds import inner_folds
 from stackllm.group.calibration import fit_temperature
+from stackllm.group.plan import Floats, Quota, group_codes
 from stackllm.group.posterior import posterior
-from stackllm.group.shapes import Floats, Quota, group_codes
 
 
 class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]

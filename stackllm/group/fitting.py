@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.data.folds import assign_folds
-from stackllm.data.metrics import bootstrap_error, log_loss, row_losses
+from stackllm.crossfit.folds import assign_folds
 from stackllm.errors import UsageError
 from stackllm.group.blend import fit_blend
 from stackllm.group.calibration import (
@@ -20,8 +19,9 @@ from stackllm.group.calibration import (
     fit_temperature,
 )
 from stackllm.group.optimise import METHODS, Method, optimise
-from stackllm.group.shapes import Floats, Quota, check_probabilities, group_codes, plan
+from stackllm.group.plan import Floats, Quota, check_probabilities, group_codes, plan
 from stackllm.group.sinkhorn import sinkhorn_of
+from stackllm.metrics import bootstrap_error, log_loss, row_losses
 
 CANDIDATES = ("posterior", "posterior+bias", "blend", "sinkhorn", "none")
 """What is tried when no method is named. ``assignment`` answers 0 or 1, and one wrong row costs 34.5."""

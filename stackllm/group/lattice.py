@@ -23,7 +23,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from stackllm.group.shapes import Floats
+from stackllm.group.plan import Floats
 from stackllm.group.tempering import SMALLEST
 
 Table = NDArray[np.intp]

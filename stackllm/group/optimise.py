@@ -11,8 +11,8 @@ from stackllm.errors import UsageError, did_you_mean
 from stackllm.group.assignment import assign_of, one_hot
 from stackllm.group.blend import BlendParams, blend_of
 from stackllm.group.calibration import Calibration
+from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, kept_rows, plan
 from stackllm.group.posterior import posterior_of
-from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, kept_rows, plan
 from stackllm.group.sinkhorn import sinkhorn_of
 from stackllm.group.tempering import tempered
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stackllm.group.lattice import marginals
-from stackllm.group.shapes import (
+from stackllm.group.plan import (
     MAX_STATES,
     Batch,
     Floats,
@@ -95,9 +95,9 @@ def posterior_of(
     Parameters
     ----------
     matrix
-        From :func:`stackllm.group.shapes.check_probabilities`.
+        From :func:`stackllm.group.plan.check_probabilities`.
     batches
-        From :func:`stackllm.group.shapes.plan`.
+        From :func:`stackllm.group.plan.plan`.
     temperature, bias
         As for :func:`posterior`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.group.shapes import Batch, Floats, Quota, check_probabilities, plan
+from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, plan
 from stackllm.group.tempering import LEAST, log_weights, tempered
 
 MAX_ROUNDS, MOST_ROUNDS = 500, 5000

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stackllm.errors import UsageError
-from stackllm.group.shapes import Floats
+from stackllm.group.plan import Floats
 
 SMALLEST = 5e-324
 """What an exact zero counts as: the smallest double, log -744.4. So an impossible class is taken

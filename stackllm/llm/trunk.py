@@ -27,8 +27,8 @@ from stackllm.llm.backbone import (
     load_config,
     use_one_thread,
 )
-from stackllm.llm.classifier import check_layers, count_layers, lower_layers
 from stackllm.llm.encode import known_rows, plan_shards, workers
+from stackllm.llm.layers import check_layers, count_layers, lower_layers
 from stackllm.llm.locate import revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, make_prompts

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stackllm.members.targets import Targets
+from stackllm.crossfit.targets import Targets
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,7 @@ import numpy as np
 import polars as pl
 
 from stackllm.engine.local import Engine, Task
-from stackllm.llm.ask import ask
 from stackllm.llm.encode import EncoderParams, encode
-from stackllm.llm.rater import RaterParams
-from stackllm.llm.transport import ServerParams
 from stackllm.llm.trunk import TrunkParams, cache_trunk
 from stackllm.members.inputs import (
     VIEWS,
@@ -25,6 +22,9 @@ from stackllm.members.inputs import (
     trunk_folder,
 )
 from stackllm.members.lexical import count_ngrams
+from stackllm.rating.ask import ask
+from stackllm.rating.local import RaterParams
+from stackllm.rating.transport import ServerParams
 from stackllm.recipes.loader import ENCODER_BLOCK, find_recipes, recipes_digest, run_recipes
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit

@@ -14,10 +14,22 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from stackllm.data.folds import inner_folds
-from stackllm.data.metrics import log_loss
+from stackllm.crossfit.folds import inner_folds
+from stackllm.crossfit.targets import Targets
 from stackllm.engine import ranks
 from stackllm.errors import TrainingError, UsageError
+from stackllm.finetune.dataset import Collate, Examples, TrainingParams
+from stackllm.finetune.model import (
+    Batch,
+    LoraParams,
+    head,
+    last_states,
+    load_classifier,
+    new_classifier,
+    save_classifier,
+)
+from stackllm.finetune.train import is_finite, read, train
+from stackllm.finetune.train import predict as predict_rows
 from stackllm.llm.backbone import (
     Attention,
     Devices,
@@ -27,25 +39,13 @@ from stackllm.llm.backbone import (
     compute_dtype,
     use_one_thread,
 )
-from stackllm.llm.classifier import (
-    Batch,
-    LoraParams,
-    head,
-    last_states,
-    load_classifier,
-    new_classifier,
-    save_classifier,
-    upper_layers,
-)
-from stackllm.llm.examples import Collate, Examples, TrainingParams
+from stackllm.llm.layers import upper_layers
 from stackllm.llm.locate import EMBEDDED, revision_of
 from stackllm.llm.prompts import PromptParams, make_prompts
-from stackllm.llm.training import is_finite, read, train
-from stackllm.llm.training import predict as predict_rows
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
 from stackllm.members.linear import choose_penalty, logistic
-from stackllm.members.targets import Targets
+from stackllm.metrics import log_loss
 from stackllm.store.checkpoints import LAST_GOOD, keep
 from stackllm.store.digest import digest
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stackllm.data.metrics import log_loss
-from stackllm.data.predictions import read_predictions
-from stackllm.members.crossfit import CrossFit, Design
+from stackllm.crossfit.design import CrossFit, Design
+from stackllm.metrics import log_loss
+from stackllm.tables.imports import read_predictions
 
 
 @dataclass(frozen=True)

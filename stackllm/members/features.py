@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stackllm.crossfit.targets import Targets
 from stackllm.members.boosting import BoostingParams, fit_boosting, predict_boosting
 from stackllm.members.inputs import Inputs, categorical
-from stackllm.members.targets import Targets
 
 VERSION = 1
 

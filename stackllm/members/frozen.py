@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stackllm.data.predictions import softmax
+from stackllm.crossfit.targets import Targets
 from stackllm.members.inputs import Inputs
 from stackllm.members.linear import choose_penalty, logistic
-from stackllm.members.targets import Targets
+from stackllm.probabilities import softmax
 from stackllm.recipes.within import centre
 
 VERSION = 1

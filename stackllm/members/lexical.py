@@ -15,11 +15,11 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix, hstack
 
-from stackllm.data.predictions import softmax
+from stackllm.crossfit.targets import Targets
 from stackllm.errors import UsageError, did_you_mean
 from stackllm.members.inputs import VIEWS, Inputs
 from stackllm.members.linear import logistic
-from stackllm.members.targets import Targets
+from stackllm.probabilities import softmax
 from stackllm.recipes.views import edges, skeleton
 
 VERSION = 1

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from stackllm.data.folds import inner_folds
-from stackllm.data.metrics import log_loss
-from stackllm.data.predictions import softmax
-from stackllm.members.targets import Targets
+from stackllm.crossfit.folds import inner_folds
+from stackllm.crossfit.targets import Targets
+from stackllm.metrics import log_loss
+from stackllm.probabilities import softmax
 
 
 def logistic(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stackllm.crossfit.targets import Targets
 from stackllm.errors import UsageError
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members import decoder, features, frozen, lexical
@@ -17,7 +18,6 @@ from stackllm.members.decoder import DecoderParams
 from stackllm.members.frozen import FrozenParams
 from stackllm.members.inputs import Inputs
 from stackllm.members.lexical import LexicalParams
-from stackllm.members.targets import Targets
 
 
 @dataclass(frozen=True)

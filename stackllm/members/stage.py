@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from stackllm.crossfit.design import CrossFit, Design, Fit
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError, TrainingError
 from stackllm.llm.encode import workers
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import Keys
-from stackllm.members.crossfit import CrossFit, Design, Fit
 from stackllm.members.inputs import load_inputs
 from stackllm.members.registry import KINDS, Member
 from stackllm.store.digest import digest
@@ -38,7 +38,7 @@ def cross_fit_members(
     members
         Which members.
     fits
-        Places, from :class:`~stackllm.members.crossfit.Design`.
+        Places, from :class:`~stackllm.crossfit.design.Design`.
     design
         Folds and parts.
     inputs

@@ -6,7 +6,7 @@ label or a fold — and returns a frame keyed by ``row_id`` with numeric columns
 in its frame; ``encoder`` is the block that the frozen LLM measures, and ``asked`` has a column
 ``asked_<block>`` for each rating that an LLM gave.
 
-A file ``<block>.toml`` asks an LLM (see :mod:`stackllm.recipes.asked`). It counts only if it is
+A file ``<block>.toml`` asks an LLM (see :mod:`stackllm.rating.question`). It counts only if it is
 turned on by its block's name, or named as a further recipe file.
 """
 
@@ -24,7 +24,7 @@ import polars as pl
 
 import stackllm
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
-from stackllm.recipes.asked import main_column, read_asked
+from stackllm.rating.question import main_column, read_asked
 from stackllm.store.digest import file_digest
 
 ENCODER_BLOCK = "encoder"

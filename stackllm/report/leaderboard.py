@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from stackllm.data.metrics import accuracy, auc, bootstrap_error, log_loss, row_losses
-from stackllm.members.crossfit import Design
+from stackllm.crossfit.design import Design
+from stackllm.metrics import accuracy, auc, bootstrap_error, log_loss, row_losses
 from stackllm.report.text import aligned
 from stackllm.stack.posteriors import Calibrated
 from stackllm.stack.round import Round

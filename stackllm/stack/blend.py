@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stackllm.data.metrics import log_loss
-from stackllm.data.predictions import log_blend, log_probabilities, softmax
+from stackllm.crossfit.design import CrossFit, Design
 from stackllm.group.posterior import posterior
-from stackllm.members.crossfit import CrossFit, Design
+from stackllm.metrics import log_loss
+from stackllm.probabilities import log_blend, log_probabilities, softmax
 
 STEP = 0.1
 """What one step of the climb adds to a weight."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from stackllm.data.predictions import log_probabilities
-from stackllm.members.crossfit import CrossFit
+from stackllm.crossfit.design import CrossFit
 from stackllm.members.inputs import categorical
+from stackllm.probabilities import log_probabilities
 from stackllm.recipes.within import centre
 
 _LEFT_OUT = "standing_"

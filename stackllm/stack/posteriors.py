@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stackllm.data.predictions import log_probabilities, softmax
+from stackllm.crossfit.design import CrossFit, Design
 from stackllm.group.calibration import fit_temperature
 from stackllm.group.posterior import posterior
-from stackllm.members.crossfit import CrossFit, Design
+from stackllm.probabilities import log_probabilities, softmax
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stackllm.data.metrics import log_loss
-from stackllm.members.crossfit import CrossFit, Design, Fit
+from stackllm.crossfit.design import CrossFit, Design, Fit
+from stackllm.metrics import log_loss
 from stackllm.stack.blend import Blend, cross_blend
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stackllm.crossfit.design import CrossFit, Design, Fit
 from stackllm.engine.local import Engine, Task
 from stackllm.members.boosting import BoostingParams, fit_boosting, predict_boosting
-from stackllm.members.crossfit import CrossFit, Design, Fit
 from stackllm.members.inputs import Inputs
 from stackllm.members.stage import fit_key, gather
 from stackllm.stack.features import stack_categorical, stack_features

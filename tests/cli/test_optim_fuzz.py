@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stackllm.data.files import write_frame
 from stackllm.errors import StackllmError
-from stackllm.group.improve import Request, improve
+from stackllm.optim.improve import Request, improve
+from stackllm.tables.files import write_frame
 
 CASES = int(os.environ.get("STACKLLM_FUZZ_CASES", "1500"))
 PIECES = (

@@ -9,7 +9,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from stackllm import GroupPosterior
-from stackllm.data.metrics import log_loss
+from stackllm.metrics import log_loss
 
 
 @parametrize_with_checks(

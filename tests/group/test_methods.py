@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackllm import assign, optimise, posterior
-from stackllm.data.metrics import log_loss
 from stackllm.errors import UsageError
 from stackllm.group.blend import BlendParams, blend, fit_blend
 from stackllm.group.calibration import Calibration, fit_calibration, fit_temperature
 from stackllm.group.fitting import choose_method, fit_method
 from stackllm.group.optimise import METHODS, Method
 from stackllm.group.sinkhorn import sinkhorn
+from stackllm.metrics import log_loss
 
 
 def predictions(n_groups: int, n_classes: int = 5, sharpness: float = 1.0, seed: int = 0):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stackllm import assign, posterior
 from stackllm.errors import DataError, UsageError
 from stackllm.group.lattice import _logarithmic, _logs, build
-from stackllm.group.shapes import count_states, plan
+from stackllm.group.plan import count_states, plan
 from stackllm.group.sinkhorn import sinkhorn
 
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from stackllm.data.metrics import accuracy, log_loss
+from stackllm.crossfit.design import CrossFit, Design, join
+from stackllm.crossfit.targets import Targets
 from stackllm.errors import UsageError
 from stackllm.members import frozen, linear
-from stackllm.members.crossfit import CrossFit, Design, join
 from stackllm.members.external import ExternalParams, read_external
 from stackllm.members.frozen import FrozenParams
 from stackllm.members.inputs import VIEWS, Inputs, load_inputs, save_inputs
 from stackllm.members.lexical import LexicalParams
 from stackllm.members.registry import DEFAULT_MEMBERS, KINDS
-from stackllm.members.targets import Targets
+from stackllm.metrics import accuracy, log_loss
 from stackllm.stack.blend import climb, cross_blend
 from stackllm.stack.posteriors import cross_posteriors
 

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 
+from stackllm.crossfit.targets import Targets
 from stackllm.members.boosting import BoostingParams, fit_boosting, predict_boosting
 from stackllm.members.inputs import categorical
-from stackllm.members.targets import Targets
 from stackllm.stack.features import stack_categorical
 
 

@@ -1,0 +1,118 @@
+"""Step four: pseudo-labels of test groups, made so that both leaks stay closed.
+
+Which labels stand beside which fold is decided by :class:`stackllm.crossfit.design.Design`; here
+they are made from stage three's posteriors and written down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from stackllm.crossfit.design import CrossFit, Design
+from stackllm.crossfit.targets import Targets
+from stackllm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PseudoParams:
+    """Settings of pseudo-labelling.
+
+    Parameters
+    ----------
+    rounds
+        How often to label and refit; 0 leaves it out.
+    labels
+        ``"soft"`` trains on every likely label of a row with its probability as weight, ``"hard"``
+        on the likeliest one with its probability as weight.
+    weight
+        Factor on the weight of a test row against a training row.
+    min_confidence
+        Test rows whose likeliest label is less likely than this are left out.
+    """
+
+    rounds: int = 2
+    labels: Literal["soft", "hard"] = "soft"
+    weight: float = 1.0
+    min_confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise UsageError(f"--rounds must be 0 or more, not {self.rounds}.")
+        if self.labels not in ("soft", "hard"):
+            raise UsageError(f'pseudo labels are "soft" or "hard", not "{self.labels}".')
+        if not self.weight > 0:
+            raise UsageError(f"the weight of pseudo-labels must be above 0, not {self.weight}.")
+
+
+_LIKELY = 0.02
+"""Soft labels less likely than this are left out and their weight shared by the rest."""
+
+
+def pseudo_targets(
+    posteriors: CrossFit, design: Design, params: PseudoParams, fold: int, part: int
+) -> Targets:
+    """Labels of one part's test rows by one fold's models.
+
+    Parameters
+    ----------
+    posteriors
+        Stage three of the round before; ``test[fold]`` of a row in ``part`` comes from models that
+        never trained on ``part``.
+    design
+        Folds and parts.
+    params
+        Settings.
+    fold, part
+        Which.
+    """
+    places = np.flatnonzero(design.parts == part)
+    probabilities = posteriors.test[fold][places]
+    confident = probabilities.max(axis=1) >= params.min_confidence
+    places, probabilities = places[confident], probabilities[confident]
+    if params.labels == "hard":
+        rows, labels = np.arange(len(places)), probabilities.argmax(axis=1)
+        weights = probabilities[rows, labels]
+    else:
+        kept = np.where(probabilities >= _LIKELY, probabilities, 0.0)
+        kept /= np.maximum(kept.sum(axis=1, keepdims=True), 1e-12)
+        rows, labels = np.nonzero(kept)
+        weights = kept[rows, labels]
+    return Targets(
+        design.n_train + places[rows],
+        labels,
+        params.weight * weights,
+        np.zeros(len(rows), dtype=bool),
+        design.n_classes,
+    )
+
+
+def audit(
+    posteriors: CrossFit, design: Design, number: int, row_ids: pl.Series, classes: tuple[str, ...]
+) -> pl.DataFrame:
+    """Every pseudo-label of a round.
+
+    Returns
+    -------
+    polars.DataFrame
+        ``row_id, round, fold, part, label, confidence``: the likeliest label of each test row by
+        the models of each fold, and its probability. ``fold`` is whose models made it, ``part``
+        whose model is going to train on it.
+    """
+    names = np.array(classes)
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "row_id": row_ids,
+                "round": np.full(len(row_ids), number),
+                "fold": np.full(len(row_ids), fold),
+                "part": design.parts,
+                "label": names[probabilities.argmax(axis=1)],
+                "confidence": probabilities.max(axis=1),
+            }
+        )
+        for fold, probabilities in enumerate(posteriors.test)
+    )

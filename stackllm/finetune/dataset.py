@@ -1,0 +1,117 @@
+"""What a classifier learns from, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stackllm.errors import MissingInputError, UsageError, did_you_mean
+from stackllm.finetune.model import Batch
+from stackllm.llm.backbone import quiet_libraries
+
+Collate = Callable[[np.ndarray], Batch]
+"""Rows, int ``(n,)``, as a batch on the CPU."""
+
+
+@dataclass(frozen=True)
+class TrainingParams:
+    """Settings of the optimiser.
+
+    Parameters
+    ----------
+    epochs
+        How often every row is seen.
+    batch_size, accumulation
+        Rows a pass, and passes a step. Out of memory lowers the first and raises the second, so that
+        a step is of as many rows as before.
+    learning_rate, head_learning_rate
+        Of the adapters and of the head; both fall along a cosine after a warm-up.
+    warmup
+        Share of the steps in which the rates rise.
+    weight_decay, max_grad_norm
+        Decay of the weights; length to which gradients are clipped, 0 for any.
+    label_smoothing
+        Share of every label that is spread over all classes.
+    patience
+        Stop after so many epochs without a lower loss on a fifth of the *training* groups, which are
+        then not trained on, and go back to the best epoch. 0 trains on everything for all epochs.
+    report_to
+        Trackers that transformers knows and that are installed, such as ``("tensorboard",)``.
+    """
+
+    epochs: float = 2.0
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    patience: int = 0
+    report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.batch_size < 1 or self.accumulation < 1:
+            raise UsageError("[member.training] epochs must be above 0, batch_size 1 or more.")
+        if self.learning_rate <= 0 or self.head_learning_rate < 0:
+            raise UsageError("[member.training] learning rates must be above 0.")
+        for name in ("patience", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"[member.training] {name} must be 0 or more.")
+        _check_trackers(self.report_to)
+        if not 0 <= self.warmup < 1 or not 0 <= self.label_smoothing < 1:
+            raise UsageError("[member.training] warmup and label_smoothing must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a classifier learns from.
+
+    Parameters
+    ----------
+    rows
+        Which rows, int ``(n,)``.
+    labels
+        Their label probabilities, ``(n, n_classes)``.
+    weights
+        Their weights in the loss, ``(n,)``.
+    lengths
+        Their tokens, ``(n,)``: rows of like length go into one batch.
+    collate
+        Makes a batch of rows.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    lengths: np.ndarray
+    collate: Collate
+
+    def smoothed(self, share: float) -> Examples:
+        """The same with ``share`` of every label spread over all classes."""
+        labels = (1 - share) * self.labels + share / self.labels.shape[1]
+        return dataclasses.replace(self, labels=labels)
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse trackers that transformers does not know or that are not installed."""
+    if not set(names) - {"all", "none"}:
+        return
+    quiet_libraries()
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f'report_to: there is no tracker "{name}". {did_you_mean(name, known)}'
+            )
+        if name not in integration_utils.get_available_reporting_integrations():
+            raise MissingInputError(
+                f'report_to: the package of "{name}" is not installed. Install it (pip install {name}), or leave '
+                "it out."
+            )

@@ -1,0 +1,84 @@
+"""The state of a training on disk, without a pickle: tensors as safetensors, all else as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stackllm.finetune.model import trained
+
+_WEIGHTS, _OPTIMISER, _RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
+_TRAINER = "trainer_state.json"
+"""Where transformers looks for the number of steps that are done."""
+_SETTINGS = "settings.json"
+
+
+def save_state(trainer: Any, folder: Path) -> None:
+    """Write all that the next step depends on: weights, optimiser, schedule, random numbers, count."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(_plain(trained(trainer.model)), folder / _WEIGHTS)
+    optimiser = trainer.optimizer.state_dict()
+    moments = {
+        f"{number}.{name}": value
+        for number, values in optimiser["state"].items()
+        for name, value in values.items()
+    }
+    save_file(_plain(moments), folder / _OPTIMISER)
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    save_file(random, folder / _RANDOM)
+    trainer.state.save_to_json(str(folder / _TRAINER))
+    settings = {
+        "groups": optimiser["param_groups"],
+        "schedule": trainer.lr_scheduler.state_dict(),
+    }
+    (folder / _SETTINGS).write_text(json.dumps(settings))
+
+
+def load_batch_size(folder: Path) -> int:
+    """Rows of a pass that memory had room for."""
+    size: int = json.loads((folder / _TRAINER).read_text())["train_batch_size"]
+    return size
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Give the trained weights of ``model`` their stored values."""
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / _WEIGHTS)
+    for name, value in trained(model).items():
+        value.data.copy_(stored[name])
+
+
+def load_optimiser(trainer: Any, folder: Path) -> None:
+    """Give the optimiser its moments and rates, and the schedule its place."""
+    from safetensors.torch import load_file
+
+    settings = json.loads((folder / _SETTINGS).read_text())
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in load_file(folder / _OPTIMISER).items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = value
+    for group in settings["groups"]:
+        group["betas"] = tuple(group["betas"])
+    trainer.optimizer.load_state_dict({"state": state, "param_groups": settings["groups"]})
+    trainer.lr_scheduler.load_state_dict(settings["schedule"])
+
+
+def load_randomness(folder: Path) -> None:
+    """Go on with the random numbers that came next, as dropout draws them."""
+    import torch
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / _RANDOM)
+    torch.set_rng_state(stored["cpu"])
+    if "cuda" in stored and torch.cuda.is_available():
+        torch.cuda.set_rng_state(stored["cuda"])
+
+
+def _plain(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -1,0 +1,169 @@
+"""Fine-tuning a classifier with transformers' Trainer, and predicting with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stackllm.engine import ranks
+from stackllm.errors import StorageError, TrainingError
+from stackllm.finetune.dataset import Collate, Examples, TrainingParams
+from stackllm.finetune.model import Batch, logits, trained
+from stackllm.finetune.resume import load_batch_size
+from stackllm.llm.memory import is_out_of_memory
+from stackllm.store.checkpoints import checkpoint
+
+
+def train(
+    model: Any,
+    examples: Examples,
+    params: TrainingParams,
+    seed: int,
+    history: Path,
+    validate: Callable[[], float] | None = None,
+) -> None:
+    """Fit adapters and head.
+
+    Parameters
+    ----------
+    model
+        From :func:`stackllm.finetune.model.new_classifier`; trained in place.
+    examples
+        What it learns from.
+    params
+        Settings.
+    seed
+        Of order and dropout.
+    history
+        Where each step's loss is written, a JSON object a line. Those who watch the unit get the
+        same with its speed.
+    validate
+        Gives the loss that ``params.patience`` watches, after each epoch. None: no early stopping.
+
+    A training that was cut off goes on from its last state on disk, to the same weights.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite.
+    StorageError
+        If memory does not even hold one row a pass.
+    """
+    from stackllm.finetune.callbacks import EarlyStopping, History, Saving
+    from stackllm.finetune.trainer import make_trainer
+
+    examples = examples.smoothed(params.label_smoothing)
+    start = {name: value.detach().clone() for name, value in trained(model).items()}
+    before = checkpoint()
+    batch_size = params.batch_size if before is None else load_batch_size(before)
+    while True:
+        try:
+            trainer = make_trainer(model, examples, params, batch_size, seed)
+            record = History(history, batch_size, before)
+            trainer.add_callback(record)
+            stopping = None
+            if validate is not None:
+                stopping = EarlyStopping(model, validate, params.patience, record, before)
+                trainer.add_callback(stopping)
+            trainer.add_callback(Saving(trainer, record, stopping))
+            trainer.train(resume_from_checkpoint=None if before is None else str(before))
+            if not is_finite(model):
+                raise TrainingError(
+                    "weights are no numbers after the last step. Lower learning_rate."
+                )
+            break
+        except RuntimeError as error:
+            if (
+                not is_out_of_memory(error) or ranks.rank()
+            ):  # rank 0 may have had room: it must not wait for us
+                raise
+            if batch_size == 1 or ranks.size() > 1:
+                raise StorageError(
+                    f"out of memory with {batch_size} rows a pass. Lower batch_size (and raise accumulation "
+                    'as much), max_length_answer or trainable_layers, or take precision "nf4".'
+                ) from error
+            batch_size, before = batch_size // 2, None
+            for name, value in trained(model).items():
+                value.data.copy_(start[name])
+            model.zero_grad(set_to_none=True)
+
+
+def predict(
+    model: Any, rows: np.ndarray, lengths: np.ndarray, collate: Collate, batch_size: int = 32
+) -> np.ndarray:
+    """Class probabilities of rows, float64 ``(len(rows), n_classes)``.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    rows, lengths, collate
+        As for :class:`Examples`.
+    batch_size
+        Rows a pass; halved when memory runs out.
+    """
+    import torch
+
+    scores = read(logits, model, rows, lengths, collate, batch_size)
+    probabilities: np.ndarray = torch.softmax(torch.from_numpy(scores).double(), dim=1).numpy()
+    return probabilities
+
+
+def read(
+    function: Callable[[Any, Batch], Any],
+    model: Any,
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    collate: Collate,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """What a function of model and batch gives for rows, in their order and without gradients.
+
+    Parameters
+    ----------
+    function
+        Such as :func:`~stackllm.finetune.model.logits`: gives a tensor ``(n, width)``.
+    model, rows, lengths, collate, batch_size
+        As for :func:`predict`.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(len(rows), width)``.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    order = np.argsort(lengths, kind="stable")
+    pieces: list[np.ndarray] = []
+    at = 0
+    while at < len(order):
+        try:
+            with torch.inference_mode():
+                found = function(model, collate(rows[order[at : at + batch_size]]).to(device))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size == 1:
+                raise StorageError(
+                    "out of memory with one row a pass. Lower max_length_answer, or take a smaller "
+                    "backbone or precision."
+                ) from error
+            batch_size //= 2
+            continue
+        pieces.append(found.float().cpu().numpy())
+        at += batch_size
+    result = np.concatenate(pieces)
+    back = np.empty_like(result)
+    back[order] = result
+    return back
+
+
+def is_finite(model: Any) -> bool:
+    """Are all trained weights numbers?"""
+    import torch
+
+    return all(bool(torch.isfinite(value).all()) for value in trained(model).values())

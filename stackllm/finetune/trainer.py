@@ -1,0 +1,204 @@
+"""transformers' Trainer for label probabilities, weights, steps of one size, and several processes."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from stackllm.engine import ranks
+from stackllm.engine.progress import trackers_folder
+from stackllm.errors import TrainingError
+from stackllm.finetune import resume
+from stackllm.finetune.dataset import Examples, TrainingParams
+from stackllm.finetune.model import HEAD, Batch, logits, trained
+from stackllm.finetune.sampler import Steps
+
+
+def make_trainer(
+    model: Any, examples: Examples, params: TrainingParams, batch_size: int, seed: int
+) -> Trainer:
+    """A Trainer whose steps are of ``params.batch_size * params.accumulation`` rows.
+
+    Parameters
+    ----------
+    model, examples, params, seed
+        As for :func:`stackllm.finetune.train.train`.
+    batch_size
+        Most rows of a pass, over all ranks.
+    """
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    of_a_step = params.batch_size * params.accumulation
+    steps = Steps(examples.lengths, of_a_step, max(1, batch_size // ranks.size()), seed)
+    network = Network(model)
+    trainer = WeightedTrainer(
+        examples,
+        steps,
+        model=network,
+        args=_arguments(params, batch_size, steps.passes(of_a_step), seed),
+        optimizers=(torch.optim.AdamW(_parameters(network, params)), None),
+        callbacks=[Epochs(steps)],
+    )
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "PrinterCallback":
+            trainer.remove_callback(callback)
+    return trainer
+
+
+class Network(torch.nn.Module):  # type: ignore[misc]
+    """The classifier as a module of its own, so that distributed training can wrap it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.classifier = model
+        placed = getattr(model.get_base_model(), "hf_device_map", None)
+        if placed is not None:  # on its devices, where it stays
+            self.hf_device_map = placed
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Scores of each class, ``(n, n_classes)``."""
+        scores: torch.Tensor = logits(self.classifier, batch)
+        return scores
+
+
+class Rows(torch.utils.data.Dataset[tuple[int, float]]):  # type: ignore[misc]
+    """What :class:`~stackllm.finetune.sampler.Steps` names, as it is named: a pass is made all at once."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples.rows)
+
+    def __getitem__(self, entry: tuple[int, float]) -> tuple[int, float]:
+        return entry
+
+    def gather(self, entries: list[tuple[int, float]]) -> dict[str, Any]:
+        """A pass: its batch, its label probabilities, and what each row counts in the step."""
+        own = self._examples
+        chosen = np.array([row for row, _ in entries])
+        shares = own.weights[chosen] * np.array([share for _, share in entries])
+        return {
+            "batch": own.collate(own.rows[chosen]),
+            "labels": torch.from_numpy(own.labels[chosen].astype(np.float32)),
+            "share": torch.from_numpy(shares.astype(np.float32)),
+        }
+
+
+class WeightedTrainer(Trainer):  # type: ignore[misc]
+    """Cross-entropy against label probabilities, a weight a row, rows of like length together.
+
+    Parameters
+    ----------
+    examples
+        What it learns from.
+    steps
+        In which order.
+    options
+        Of Trainer.
+    """
+
+    def __init__(self, examples: Examples, steps: Steps, **options: Any) -> None:
+        super().__init__(**options)
+        self._rows, self._steps = Rows(examples), steps
+        self.loss_is_scaled_for_ga = True  # rows have their shares of the step
+
+    def get_train_dataloader(self) -> Any:
+        """Passes in order."""
+        return torch.utils.data.DataLoader(
+            self._rows, batch_sampler=self._steps, collate_fn=self._rows.gather
+        )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Loss of a pass, as a share of its step's."""
+        scores = model(inputs["batch"])
+        labels, share = (inputs[name].to(scores.device) for name in ("labels", "share"))
+        losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
+        self.state.num_input_tokens_seen += int(inputs["batch"].mask.sum()) * ranks.size()
+        # ranks' gradients are averaged, and the loss is the sum over all of them
+        loss = (losses * share).sum() * ranks.size()
+        of_all = self.accelerator.reduce(loss.detach(), "mean")
+        if not torch.isfinite(of_all):
+            raise TrainingError(
+                f"the loss is {of_all.item()} at step {self.state.global_step + 1}. "
+                "Lower learning_rate, or take bfloat16 or float32 weights."
+            )
+        return (loss, scores) if return_outputs else loss
+
+    def _prepare_input(self, data: Any) -> Any:
+        return (
+            data.to(self.args.device) if isinstance(data, Batch) else super()._prepare_input(data)
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        resume.load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            resume.load_optimiser(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            resume.load_randomness(Path(checkpoint))
+
+
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler which epoch it is, also when it goes on with one."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A new epoch."""
+        self._steps.epoch = int(state.epoch or 0)
+
+
+def _parameters(network: Network, params: TrainingParams) -> list[dict[str, Any]]:
+    """What the optimiser changes: the adapters at one rate, the head at another."""
+    named = trained(network)
+    rates = {False: params.learning_rate, True: params.head_learning_rate}
+    return [
+        {
+            "params": [p for name, p in named.items() if (f".{HEAD}." in name) == of_head],
+            "lr": rate,
+            "weight_decay": params.weight_decay,
+        }
+        for of_head, rate in rates.items()
+    ]
+
+
+def _arguments(
+    params: TrainingParams, batch_size: int, accumulation: int, seed: int
+) -> TrainingArguments:
+    folder = trackers_folder() if params.report_to else None
+    arguments = TrainingArguments(
+        output_dir=str(folder or tempfile.gettempdir()),  # of trackers only: units save models
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        lr_scheduler_type="cosine",
+        warmup_steps=params.warmup,
+        max_grad_norm=params.max_grad_norm,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=list(params.report_to) if ranks.rank() == 0 else [],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
+    return arguments

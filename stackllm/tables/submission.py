@@ -1,0 +1,246 @@
+"""Submissions: read anybody's table of probabilities, and refuse what makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stackllm.errors import DataError, did_you_mean
+from stackllm.tables.files import check_ids, check_text, read_frame, shown
+
+Floats = NDArray[np.float64]
+
+ID_NAMES = ("id", "row_id")
+SUM_TOLERANCE = 1e-3
+"""Rows that sum to 1 within this were rounded; further off, something else happened."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A checked file of probabilities.
+
+    Parameters
+    ----------
+    path
+        Where it came from.
+    frame
+        The table as read: ids and groups are text, classes are numbers, columns in their order.
+    id
+        Name of the id column.
+    classes
+        Names of the class columns, in their order.
+    probabilities
+        Shape ``(n_rows, n_classes)``, finite, not negative, no row all zero.
+    """
+
+    path: Path
+    frame: pl.DataFrame
+    id: str
+    classes: tuple[str, ...]
+    probabilities: Floats
+
+    def replaced(self, probabilities: Floats) -> pl.DataFrame:
+        """The same table with other probabilities."""
+        return self.frame.with_columns(
+            pl.Series(name, np.ascontiguousarray(probabilities[:, j]))
+            for j, name in enumerate(self.classes)
+        )
+
+
+def read_submission(
+    path: Path,
+    *,
+    id_name: str | None = None,
+    id_names: Sequence[str] = ID_NAMES,
+    group: Callable[[Sequence[str]], str | None] = lambda header: None,
+    classes: Sequence[str] | None = None,
+    renormalise: bool = False,
+) -> Submission:
+    """Read and check a CSV or Parquet file with an id column and a column a class.
+
+    Parameters
+    ----------
+    path
+        The file.
+    id_name
+        Its id column. None: the first of ``id_names`` that is there, else the first column.
+    id_names
+        Usual names of an id column.
+    group
+        Finds in a header the column of groups, which is no class.
+    classes
+        The class columns, in the order wanted. None: every column that is nothing else.
+    renormalise
+        Take rows whatever they sum to.
+
+    Returns
+    -------
+    Submission
+
+    Raises
+    ------
+    MissingInputError
+        If the file, or a column, is not there.
+    DataError
+        If it is no such table; the message names the column and the first rows.
+    StorageError
+        If it cannot be read.
+    """
+
+    def numbers(header: list[str]) -> list[str]:
+        if classes is not None:
+            return match_classes(path, header, classes)
+        aside = {_id_of(path, header, id_name, id_names), group(header)}
+        return [name for name in header if name not in aside]
+
+    frame = read_frame(path, numbers)
+    found_id = _id_of(path, frame.columns, id_name, id_names)
+    names = numbers(frame.columns)
+    if len(names) < 2:
+        raise DataError(
+            f'{path}: {len(names)} class columns beside the id column "{found_id}"; two or more are '
+            "needed. Separate columns by commas, and give each class one."
+        )
+    aside = [name for name in frame.columns if name not in names]
+    check_text(path, frame, aside if classes is None else [found_id])
+    check_text(path, frame, names, "number")
+    check_ids(path, frame, found_id)
+    matrix = np.ascontiguousarray(frame.select(names).to_numpy(), dtype=np.float64)
+    _check_values(path, frame, found_id, names, matrix)
+    if not renormalise:
+        _check_sums(path, frame, found_id, names, matrix)
+    return Submission(path, frame, found_id, tuple(names), matrix)
+
+
+def match_classes(path: Path, header: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The columns of ``header`` that hold ``classes``.
+
+    They have the same names, or one beginning before them all (``target_3`` holds 3), or the same
+    suffix, as long as no two columns share it.
+
+    Raises
+    ------
+    DataError
+        If a class has no column, or could have two.
+    """
+    lacking = [name for name in classes if name not in header]
+    if not lacking:
+        return list(classes)
+    beginnings = sorted(
+        name.removesuffix(classes[0]) for name in header if name.endswith(classes[0])
+    )
+    whole = [start for start in beginnings if all(start + name in header for name in classes)]
+    if len(whole) > 1:
+        raise DataError(
+            f'{path}: class "{classes[0]}" could be column "{whole[0]}{classes[0]}" or '
+            f'"{whole[1]}{classes[0]}". Remove or rename the columns that are not meant.'
+        )
+    if whole:
+        return [whole[0] + name for name in classes]
+    wanted, held = [_suffix(name) for name in classes], [_suffix(name) for name in header]
+    if len(set(wanted)) == len(wanted) and all(held.count(suffix) == 1 for suffix in wanted):
+        return [header[held.index(suffix)] for suffix in wanted]
+    raise DataError(
+        f'{path}: {len(lacking)} class columns are not there (first: "{lacking[0]}"). '
+        f"{did_you_mean(lacking[0], header)}"
+    )
+
+
+def suffixes(names: Sequence[str]) -> list[str]:
+    """What tells column names apart: the number at the end, else the part after the last ``_``.
+
+    Returns
+    -------
+    list of str
+        The names themselves if their suffixes are not all different.
+
+    Examples
+    --------
+    >>> suffixes(["target_0", "target_10"]), suffixes(["llm1", "llm2"]), suffixes(["is_a", "is_b"])
+    (['0', '10'], ['1', '2'], ['a', 'b'])
+    >>> suffixes(["target_01", "target_10"])
+    ['1', '10']
+    """
+    result = [_suffix(name) for name in names]
+    return result if len(set(result)) == len(result) else list(names)
+
+
+def plain_digits(text: str) -> str:
+    """A whole number without leading zeros; any other text as it is.
+
+    Examples
+    --------
+    >>> plain_digits("007"), plain_digits("00"), plain_digits("a1")
+    ('7', '0', 'a1')
+    """
+    return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
+
+
+def _suffix(name: str) -> str:
+    stem = name.rstrip("0123456789")
+    return plain_digits(name[len(stem) :]) if stem != name else name.rsplit("_", 1)[-1] or name
+
+
+def _id_of(path: Path, header: Sequence[str], name: str | None, usual: Sequence[str]) -> str:
+    if name is None:
+        return next((known for known in usual if known in header), header[0])
+    if name not in header:
+        raise DataError(f'{path}: there is no column "{name}". {did_you_mean(name, header)}')
+    return name
+
+
+def _check_values(
+    path: Path, frame: pl.DataFrame, id_name: str, names: list[str], matrix: Floats
+) -> None:
+    # a sum is NaN or infinite if any part is, so one number tells that all is well
+    with np.errstate(over="ignore"):
+        total = matrix.sum()
+    if np.isfinite(total) and matrix.min() >= 0:
+        zero = ~matrix.any(axis=1)
+        if zero.any():
+            row = int(zero.argmax())
+            raise DataError(
+                f"{path}: {zero.sum()} rows are all zero (first: row {row + 1}, id "
+                f"{shown(frame[id_name][row])}). Give every row a probability."
+            )
+        return
+    bad = ~np.isfinite(matrix) | (matrix < 0)
+    if not bad.any():  # finite numbers whose sum is not
+        row, column = divmod(int(matrix.argmax()), matrix.shape[1])
+        raise DataError(
+            f"{path}: numbers as large as {matrix.max():.3g} are no probabilities (row {row + 1}, id "
+            f"{shown(frame[id_name][row])}, column {shown(names[column])}). Write numbers from 0 to 1."
+        )
+    row, column = np.argwhere(bad)[0].tolist()
+    empty = frame[names[column]][row] is None
+    said = "an empty cell" if empty else f"{matrix[row, column]}"
+    raise DataError(
+        f"{path}: {bad.any(axis=1).sum()} rows hold something that is no probability (first: row "
+        f"{row + 1}, id {shown(frame[id_name][row])}, column {shown(names[column])}: {said}). "
+        "Probabilities are numbers from 0 to 1."
+    )
+
+
+def _check_sums(
+    path: Path, frame: pl.DataFrame, id_name: str, names: list[str], matrix: Floats
+) -> None:
+    total = matrix @ np.ones(matrix.shape[1])
+    off = np.abs(total - 1) > SUM_TOLERANCE
+    if off.any():
+        row = int(off.argmax())
+        for column, name in enumerate(names):
+            if len(names) > 2 and (np.abs(total - matrix[:, column] - 1) <= SUM_TOLERANCE).all():
+                raise DataError(
+                    f"{path}: {off.sum()} rows do not sum to 1 (first: row {row + 1}, id "
+                    f"{shown(frame[id_name][row])}), but all do without column {shown(name)}, which "
+                    "looks like no class. Remove it."
+                )
+        raise DataError(
+            f"{path}: {off.sum()} rows do not sum to 1 (first: row {row + 1}, id "
+            f"{shown(frame[id_name][row])}, sum {total[row]:.6g}). Pass --renormalise to scale them."
+        )

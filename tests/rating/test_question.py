@@ -1,0 +1,169 @@
+"""Asked recipes: what is read, what is asked, and what columns come of the answers."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stackllm.errors import DataError, MissingInputError, UsageError
+from stackllm.rating.question import Asked, Case, list_cases, make_columns, read_asked
+from stackllm.recipes.loader import find_asked, find_recipes, run_recipes
+
+RATING = Asked("r", "rating", "Rate.", ("1", "2", "3"))
+CATEGORY = Asked("c", "category", "Sort.", ("math", "history", "other"), ("question",))
+COMPARISON = Asked("p", "comparison", "Compare.", ("A", "B"), partners=1)
+
+
+def frame(rows):
+    return pl.DataFrame(rows, schema=["group_id", "question", "response"], orient="row")
+
+
+def test_the_shipped_recipes():
+    assert find_asked() == ["category", "gpt_rating", "preferred"]
+    rating, category, preferred = (
+        read_asked(Path(f"features/{name}.toml"))
+        for name in ("gpt_rating", "category", "preferred")
+    )
+    assert rating.answers == tuple(map(str, range(1, 11)))
+    assert category.sees == ("question",)
+    assert {"biology", "history", "math", "idea", "recommendation"} <= set(category.answers)
+    assert preferred.kind == "comparison"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("scale = [1, 10]", '"instruction" must be a text'),
+        ("instruction = 'x'", "give exactly one of"),
+        ("instruction = 'x'\nscale = [1, 2]\nlabels = ['a', 'b']", "give exactly one of"),
+        ("instruction = 'x'\nscale = [5, 1]", '"scale" goes up'),
+        ("instruction = 'x'\nscale = [1, 1.5]", "two whole numbers"),
+        ("instruction = 'x'\nscale = [1, 1000]", "at most 101 steps"),
+        ("instruction = 'x'\nlabels = ['a']", "2 to 101"),
+        ("instruction = 'x'\nlabels = ['a b', 'A-b']", "two labels are"),
+        ("instruction = 'x'\nlabels = ['a', '!']", "printable characters"),
+        ("instruction = 'x'\nlabels = 'ab'", "a list of texts"),
+        ("instruction = 'x'\ncompare = 0", "number of partners"),
+        ("instruction = 'x'\ncompare = 1\nsees = ['question']", 'sees "response"'),
+        ("instruction = 'x'\nscale = [1, 2]\nsees = ['answer']", "knows no 'answer'"),
+        ("instruction = 'x'\nscal = [1, 2]", 'Did you mean "scale"'),
+        ("instruction = ", "not a TOML file"),
+    ],
+)
+def test_files_that_make_no_sense(tmp_path, content, said):
+    path = tmp_path / "mine.toml"
+    path.write_text(content)
+    with pytest.raises(DataError, match=said):
+        read_asked(path)
+
+
+def test_asked_recipes_are_off_unless_turned_on(tmp_path):
+    assert not any(recipe.is_asked for recipe in find_recipes())
+    on = find_recipes(ask=("gpt_rating",))
+    assert [recipe.block for recipe in on if recipe.is_asked] == ["gpt_rating"]
+    needs = {recipe.block: recipe.needs for recipe in on}
+    assert "asked" in needs["within"]
+    assert "asked" not in {need for recipe in find_recipes() for need in recipe.needs}
+    with pytest.raises(UsageError, match='Did you mean "gpt_rating"'):
+        find_recipes(ask=("gpt_ratin",))
+    with pytest.raises(MissingInputError, match="no such recipe file"):
+        find_recipes(extra=(str(tmp_path / "no.toml"),))
+
+
+def test_a_third_file_flows_through_aggregation(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("scale = [1, 5]\ninstruction = 'How kind is it?'")
+    rows = frame([("g", "q", "a"), ("g", "q", "b"), ("h", "q", "c")])
+    recipes = find_recipes((str(mine),), without=("encoder",))
+    asked = read_asked(mine)
+    _, places = list_cases(asked, rows)
+    answers = np.array([[0.2] * 5, [0, 0, 0, 0, 1.0], [np.nan] * 5])
+    columns = make_columns(asked, places, answers, 3)
+    made = run_recipes(recipes, rows, pl.DataFrame(), {"mine": columns})
+    assert made["mine_expected"].to_list()[:2] == pytest.approx([3, 5])
+    assert made["mine_ok"].to_list() == [1, 1, 0]
+    assert made["within_asked_mine_mean"].to_list()[:2] == pytest.approx([4, 4])
+    assert made["within_asked_mine_gap"].to_list()[:2] == pytest.approx([2, 0])
+    assert made["standing_asked_mine_rank"].to_list()[:2] == [1, 2]
+    assert np.isnan(made["mine_expected"][2])
+
+
+def test_a_missing_rating_does_not_spoil_its_group(tmp_path):
+    rows = frame([("g", "q", "a"), ("g", "q", "b"), ("g", "q", "c")])
+    recipes = find_recipes(without=("encoder",), ask=("gpt_rating",))
+    columns = pl.DataFrame({"expected": [2.0, np.nan, 4.0], "ok": [1.0, 0.0, 1.0]})
+    made = run_recipes(recipes, rows, pl.DataFrame(), {"gpt_rating": columns})
+    assert made["within_asked_gpt_rating_mean"].to_list() == [3, 3, 3]
+    assert made["within_asked_gpt_rating_gap"].to_list() == [2, None, 0]
+
+
+answers = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
+
+
+@given(st.lists(answers | st.none(), min_size=1, max_size=6))
+def test_columns_against_the_definitions(drawn):
+    rows = frame([("g", "q", f"r{i}") for i in range(len(drawn))])
+    probabilities = np.array(
+        [np.full(3, np.nan) if a is None else np.array(a) / sum(a) for a in drawn]
+    )
+    rated = make_columns(RATING, list_cases(RATING, rows)[1], probabilities, rows.height)
+    for row, own in zip(rated.iter_rows(named=True), probabilities, strict=True):
+        if np.isnan(own).any():
+            assert row["ok"] == 0
+            assert all(np.isnan(row[name]) for name in ("expected", "entropy", "likeliest"))
+            continue
+        assert row["ok"] == 1
+        assert row["expected"] == pytest.approx(
+            sum(p * v for p, v in zip(own, (1, 2, 3), strict=True))
+        )
+        assert row["entropy"] == pytest.approx(-sum(p * np.log(p) for p in own))
+        assert row["likeliest"] == 1 + int(np.argmax(own))
+
+
+def test_a_question_is_sorted_once_and_every_row_gets_its_category():
+    rows = frame([("g", "q1", "a"), ("h", "q2", "b"), ("g", "q1", "c")])
+    cases, places = list_cases(CATEGORY, rows)
+    assert cases == [Case("q1", ()), Case("q2", ())]
+    made = make_columns(CATEGORY, places, np.array([[0.7, 0.2, 0.1], [0.0, 0.1, 0.9]]), 3)
+    assert made.columns == ["p_math", "p_history", "p_other", "code", "ok"]
+    assert made["code"].to_list() == [0, 2, 0]
+    assert made["p_other"].to_list() == [0.1, 0.9, 0.1]
+
+
+texts = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=6)
+
+
+@given(texts, st.integers(1, 3))
+def test_partners_rotate(drawn, partners):
+    asked = Asked("p", "comparison", "Compare.", ("A", "B"), partners=partners)
+    rows = frame([("g", "q", text) for text in drawn])
+    cases, places = list_cases(asked, rows)
+    steps = min(partners, len(drawn) - 1)
+    for row, text in enumerate(drawn):
+        own = [(case, sign) for r, case, sign in places if r == row]
+        assert [sign for _, sign in own].count(1) == steps == [sign for _, sign in own].count(-1)
+        for case, sign in own:
+            assert cases[case].responses[0 if sign == 1 else 1] == text
+
+
+@given(st.permutations(range(5)))
+def test_the_order_of_the_table_says_nothing(order):
+    rows = frame([("g", "q", f"text {i}") for i in range(5)])
+    first = set(list_cases(COMPARISON, rows)[0])
+    assert set(list_cases(COMPARISON, rows[list(order)])[0]) == first
+
+
+def test_a_preference_for_the_first_place_cancels_out():
+    rows = frame([("g", "q", "a"), ("g", "q", "b"), ("alone", "q", "c")])
+    cases, places = list_cases(COMPARISON, rows)
+    assert len(cases) == 2
+    biased = make_columns(COMPARISON, places, np.array([[0.8, 0.2]] * 2), 3)
+    assert biased["logodds"].to_list()[:2] == pytest.approx([0, 0])
+    assert biased["ok"].to_list() == [1, 1, 0]
+    fair = np.array([[0.9, 0.1] if case.responses[0] == "a" else [0.1, 0.9] for case in cases])
+    assert make_columns(COMPARISON, places, fair, 3)["logodds"].to_list()[:2] == pytest.approx(
+        [np.log(9), -np.log(9)]
+    )
