@@ -1,0 +1,70 @@
+"""Columns by their names: one rule for every role and every table.
+
+A column is where its name says, character for character; a name that is nearly the one wanted is
+never taken in its place, but named in the message.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from stackllm.errors import DataError, did_you_mean
+
+
+def find_column(path: Path, header: Sequence[str], wanted: str, what: str) -> str:
+    """The column called ``wanted``, or a sentence that names those called nearly so.
+
+    Parameters
+    ----------
+    path
+        The table's file, for the message.
+    header
+        Its column names.
+    wanted
+        The name, exactly.
+    what
+        What the column holds, as a reader would say it: ``"ids"``, ``"groups"``, ``"labels"``.
+
+    Returns
+    -------
+    str
+        ``wanted``.
+
+    Raises
+    ------
+    DataError
+        If there is no such column.
+    """
+    if wanted in header:
+        return wanted
+    alike = look_alikes(header, wanted)
+    if not alike:
+        raise DataError(
+            f'{path}: there is no column "{wanted}". {did_you_mean(wanted, header)} '
+            f"Name the column that holds the {what}."
+        )
+    names = " or ".join(f'"{name}"' for name in alike)
+    raise DataError(
+        f'{path}: there is no column "{wanted}". Did you mean {names}? Names count to the letter: '
+        f'rename that column "{wanted}", or name it as it is for the {what}.'
+    )
+
+
+def look_alikes(header: Sequence[str], wanted: str) -> list[str]:
+    """Columns whose name is ``wanted`` but for case, spaces, ``_`` and other signs.
+
+    Examples
+    --------
+    >>> look_alikes(["Id", "id ", "promptId", "ids"], "id")
+    ['Id', 'id ']
+    >>> look_alikes(["Prompt ID", "promptId", "prompt_id"], "prompt_id")
+    ['Prompt ID', 'promptId']
+    """
+    return [name for name in header if name != wanted and _plain(name) == _plain(wanted)]
+
+
+def _plain(name: str) -> str:
+    letters = "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
+    return letters or name
