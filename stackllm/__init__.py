@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_EXPORTED = {
-    "posterior": "stackllm.group.posterior",
-    "assign": "stackllm.group.assignment",
-    "optimise": "stackllm.group.optimise",
-    "GroupPosterior": "stackllm.group.estimator",
-}
+__all__ = [
+    "BudgetError",
+    "DataError",
+    "GroupPosterior",
+    "LockedError",
+    "MissingInputError",
+    "ServerError",
+    "StackllmError",
+    "StorageError",
+    "TrainingError",
+    "UsageError",
+    "__version__",
+    "assign",
+    "metrics",
+    "optimise",
+    "posterior",
+]
 
-__all__ = ["GroupPosterior", "__version__", "assign", "optimise", "posterior"]
+if TYPE_CHECKING:  # what type checkers and editors see; tests hold _HOME to it
+    from stackllm import metrics
+    from stackllm.errors import (
+        BudgetError,
+        DataError,
+        LockedError,
+        MissingInputError,
+        ServerError,
+        StackllmError,
+        StorageError,
+        TrainingError,
+        UsageError,
+    )
+    from stackllm.group.assignment import assign
+    from stackllm.group.estimator import GroupPosterior
+    from stackllm.group.optimise import optimise
+    from stackllm.group.posterior import posterior
+else:  # at run time each name is loaded when it is first asked for: importing stackllm costs nothing
+    _HOME = {
+        "GroupPosterior": "stackllm.group.estimator",
+        "assign": "stackllm.group.assignment",
+        "optimise": "stackllm.group.optimise",
+        "posterior": "stackllm.group.posterior",
+        **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "stackllm.errors"),
+    }
 
+    def __getattr__(name):  # noqa: ANN001, ANN202 - typed, it would tell type checkers that every name exists
+        if name == "metrics":
+            return importlib.import_module("stackllm.metrics")
+        if name in _HOME:
+            value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+            return value
+        raise AttributeError(f"module 'stackllm' has no attribute {name!r}")
 
-def __getattr__(name: str) -> Any:
-    """Load a public function when it is first asked for, so that importing stackllm costs nothing."""
-    if name in _EXPORTED:
-        return getattr(importlib.import_module(_EXPORTED[name]), name)
-    raise AttributeError(f"module 'stackllm' has no attribute {name!r}")
+    def __dir__():  # noqa: ANN202
+        return sorted(__all__)

@@ -2,17 +2,26 @@
 
 ::
 
-    StackllmError            1
-    ├── UsageError           2   an option or parameter has no sense
-    ├── DataError           65   a file was read and what it says is wrong
-    ├── MissingInputError   66   a file or package that is needed is not there
-    ├── ServerError         69   a server is out of reach or does not answer as it must
-    ├── StorageError        74   reading or writing failed, or an artifact is corrupt
-    ├── LockedError         75   another process is writing this run
-    └── BudgetError         75   --max-requests is used up; the same command goes on
+    StackllmError                       1
+    ├── UsageError (ValueError)         2   an option or parameter makes no sense
+    ├── DataError (ValueError)         65   what was read, or an array that was given, is wrong
+    ├── TrainingError                  65   a fine-tuning cannot go on
+    ├── MissingInputError              66   a file or package that is needed is not there
+    ├── ServerError                    69   a server is out of reach or does not answer as it must
+    ├── StorageError                   74   reading or writing failed, or an artifact is corrupt
+    ├── LockedError                    75   another process is writing this run
+    └── BudgetError                    75   --max-requests is used up; the same command goes on
 
-The number is the process's exit status. The command line catches ``StackllmError`` and nothing
-else, so a message is one sentence that says what is wrong, where, and what to do next.
+The number is ``exit_code``, the exit status of a command that ends so (0 is a success; a dry run
+ends one with an error of its own, :class:`stackllm.engine.local.PendingError`). A message is one
+sentence that says what is wrong, where, and what to do next.
+
+Whoever calls stackllm from Python can catch bad values as ``ValueError``, as with other libraries.
+``MissingInputError`` is no ``OSError``: whatever the system refuses becomes a ``StorageError`` on its
+way, and a missing package is no file.
+
+Beside these the command line turns into a sentence and a status: click's usage errors (2), what
+nobody foresaw of the disk, of memory and of polars (74), and signals (130, 143).
 """
 
 from __future__ import annotations
@@ -25,16 +34,23 @@ class StackllmError(Exception):
     """Base of every error that stackllm raises on purpose."""
 
     exit_code = 1
+    """Exit status of a command that ends with this error."""
 
 
-class UsageError(StackllmError):
-    """An option or parameter that has no sense, or two that contradict each other."""
+class UsageError(StackllmError, ValueError):
+    """An option or parameter that makes no sense, or two that contradict each other."""
 
     exit_code = 2
 
 
-class DataError(StackllmError):
-    """A file was read, and what it says is wrong."""
+class DataError(StackllmError, ValueError):
+    """A file was read, or an array was given, and what it holds is wrong."""
+
+    exit_code = 65
+
+
+class TrainingError(StackllmError):
+    """A fine-tuning that cannot go on: its loss is no number any more."""
 
     exit_code = 65
 
@@ -61,12 +77,6 @@ class LockedError(StackllmError):
     """Another process is writing this run."""
 
     exit_code = 75
-
-
-class TrainingError(StackllmError):
-    """A fine-tuning that cannot go on: its loss is no number any more."""
-
-    exit_code = 65
 
 
 class BudgetError(StackllmError):
