@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py and its like
+sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, which is in no wheel
 
 pytest_plugins = ["small_models"]
 

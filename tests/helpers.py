@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+from benchmarks.campaign import forked
+from benchmarks.campaign.contest import digests, environment, python
 
-def stackllm(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+__all__ = ["digests", "stackllm"]
+
+
+def stackllm(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, with one worker unless ``--jobs`` says otherwise.
+
+    The process is forked off a warm server, or, if it is to have environment variables of its own,
+    started: libraries read them when they are imported.
+    """
+    words = [str(word) for word in arguments]
+    if not variables:
+        few = {} if "--jobs" in words else {"LOKY_MAX_CPU_COUNT": "1"}  # two tests run side by side
+        return forked.forked(cwd, forked.stackllm, *words, **few)
     return subprocess.run(
-        [sys.executable, "-m", "stackllm", *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every published file below a folder; times and locks are not results."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in {"timings.jsonl", ".lock", ".lock.json"}
-    }
+        python("-m", "stackllm", *words), cwd=cwd, env=environment(**variables),
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip

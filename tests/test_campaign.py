@@ -2,13 +2,9 @@
 
 import random
 import signal
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, which is in no wheel
 
 from benchmarks.campaign import damage, inputs, kills, same, writes
 from benchmarks.campaign.contest import stages

@@ -1,7 +1,10 @@
 """Commands in processes forked off one that has imported everything: as real as started ones, and faster.
 
-A command of the small contest works for a third of a second and imports for two. The processes come
-from a server that only imports, so nothing of one command is left for the next. They share one hash seed.
+A command of a small contest works for a third of a second and imports for two, or for ten with a
+decoder. The processes come from a server that only imports, so nothing of one command is left for the
+next, and no thread but a memory allocator's stands in it when it forks (polars, OpenMP and torch start
+theirs at the first work). What a library reads when it is imported, the hash seed among it, is the
+server's: a command that is to have other variables has to be started.
 """
 
 from __future__ import annotations
@@ -13,26 +16,31 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.campaign.contest import environment
 
 _PRELOADED = (
-    "stackllm.cli",
     "stackllm.members.build",
+    "stackllm.members.decoder",
     "stackllm.predict",
     "lightgbm",
     "sklearn.linear_model",
     "scipy.optimize",
     "peft",
+    "transformers.trainer",
     "benchmarks.campaign.faulty",
 )
 _SECONDS = 300.0
+_VARIABLES = environment()
+"""Of the server, whenever it is started."""
 
 
 def forked(
-    folder: Path, action: Callable[..., None], *args: Any
+    folder: Path, action: Callable[..., None], *args: Any, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Do something with ``folder`` as working directory, in a process of its own.
 
@@ -44,6 +52,8 @@ def forked(
         A function that can be imported. It ends as a command does, with ``sys.exit``.
     args
         Its arguments.
+    variables
+        Of its environment, beside those of this process; see above which can matter.
 
     Returns
     -------
@@ -55,19 +65,20 @@ def forked(
     subprocess.TimeoutExpired
         If it hangs.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(list(_PRELOADED))
     with tempfile.TemporaryDirectory() as place:
-        process = server.Process(
-            target=_begin, args=(folder, Path(place), environment(), action, args)
+        process = _server().Process(
+            target=_begin, args=(folder, Path(place), environment(**variables), action, args)
         )
         process.start()
         process.join(_SECONDS)
-        if process.exitcode is None:
+        code = process.exitcode
+        if code is None:
             process.kill()
-            raise subprocess.TimeoutExpired(f"{action.__name__} {args}", _SECONDS)
+            process.join()
         said = [Path(place, name).read_text(errors="replace") for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess(args, process.exitcode, *said)
+    if code is None:
+        raise subprocess.TimeoutExpired(f"{action.__name__} {args}", _SECONDS, *said)
+    return subprocess.CompletedProcess(args, code, *said)
 
 
 def stackllm(*arguments: str) -> None:
@@ -78,6 +89,17 @@ def stackllm(*arguments: str) -> None:
     main()
 
 
+def _server() -> Any:
+    from stackllm.cli import COMMANDS
+
+    context = multiprocessing.get_context("forkserver")
+    commands = (f"stackllm.cli.{name}" for name in COMMANDS)
+    context.set_forkserver_preload([*commands, *_PRELOADED])
+    with mock.patch.dict(os.environ, _VARIABLES, clear=True):
+        forkserver.ensure_running()
+    return context
+
+
 def _begin(
     folder: Path,
     place: Path,
@@ -85,6 +107,7 @@ def _begin(
     action: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(folder)
