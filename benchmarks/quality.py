@@ -23,7 +23,8 @@ import polars as pl
 
 from benchmarks.harness import Figure, Result, main
 from stackllm.crossfit.targets import Targets
-from stackllm.group.blend import blend, fit_blend
+from stackllm.group.fitting import fit_method
+from stackllm.group.optimise import optimise
 from stackllm.members.boosting import BoostingParams, fit_boosting, predict_boosting
 from stackllm.metrics import log_loss
 from stackllm.probabilities import log_probabilities
@@ -110,7 +111,8 @@ def _seed_recipe(run: Path, source: Path) -> dict[str, float]:
             raw[fold == k] = predict_boosting(features[fold == k], Path(folder))
     for k in range(fold.max() + 1):
         rest, own = fold != k, fold == k
-        blended[own] = blend(raw[own], groups[own], fit_blend(raw[rest], groups[rest], y[rest]))
+        method = fit_method("blend", raw[rest], groups[rest], y[rest])
+        blended[own] = optimise(raw[own], groups[own], method=method)
     return {"oof_raw": log_loss(raw, y), "oof_blend": log_loss(blended, y)}
 
 

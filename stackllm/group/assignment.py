@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, plan
-from stackllm.group.tempering import check_tempering, log_weights
+from stackllm.group.plan import Floats, Plan, Quota, checked
+from stackllm.group.tempering import AS_IT_IS, Calibration, log_weights
 
 _MUST = 1e6
 """Worth more than any sum of log-probabilities: a place that must be filled is filled."""
@@ -19,7 +19,7 @@ def assign(
     *,
     exactly: bool | ArrayLike = False,
 ) -> NDArray[np.intp]:
-    """One class a row, so that no class exceeds its quota and the product of probabilities is largest.
+    """One class per row, so that no class exceeds its quota and the product of probabilities is largest.
 
     Parameters
     ----------
@@ -34,44 +34,44 @@ def assign(
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_rows,)``, the index of a class. Rows of groups with more rows than places (or too
+        intp ``(n_rows,)``, the index of a class. Rows of groups with more rows than places (or too
         few for ``exactly``) get their likeliest class.
 
     Raises
     ------
     DataError
-        If the probabilities or groups are not usable.
+        If the probabilities or groups are not usable, or a mapping lacks the quota of a group.
     UsageError
-        If quota or exactly have no sense.
+        If quota or exactly make no sense.
 
     Examples
     --------
     >>> assign([[0.9, 0.1], [0.6, 0.4]], ["q1", "q1"]).tolist()
     [0, 1]
     """
-    matrix = check_probabilities(probabilities, groups)
-    return assign_of(matrix, plan(groups, matrix.shape[1], quota, exactly=exactly))
+    return assign_of(*checked(probabilities, groups, quota, exactly=exactly))
 
 
-def assign_of(
-    matrix: Floats, batches: list[Batch], temperature: float = 1.0, bias: ArrayLike | None = None
-) -> NDArray[np.intp]:
-    """:func:`assign` for checked probabilities and a ready plan.
+def assign_of(matrix: Floats, plan: Plan, calibration: Calibration = AS_IT_IS) -> NDArray[np.intp]:
+    """:func:`assign` for checked probabilities and their plan.
 
     A temperature changes no likeliest assignment, but for how much it lets a bias weigh.
+
+    Raises
+    ------
+    UsageError
+        If the bias does not fit the classes.
     """
     from scipy.optimize import linear_sum_assignment  # 0.2 s to import
 
-    check_tempering(temperature, bias, matrix.shape[1])
-    added = None if bias is None else temperature * np.asarray(bias, dtype=np.float64)
-    logs = log_weights(matrix, 1.0, added)
+    weighed = tuple(calibration.temperature * value for value in calibration.bias)
+    logs = log_weights(matrix, Calibration(bias=weighed))
     labels: NDArray[np.intp] = logs.argmax(axis=1)
-    for batch in batches:
+    for batch in plan.batches:
         if batch.how == "rows":
             continue
-        n_rows = batch.rows.shape[1]
-        places = np.minimum(batch.quota, n_rows)
-        class_of = np.repeat(np.arange(len(places)), places)
+        limits = np.minimum(batch.quota, batch.rows.shape[1])
+        class_of = np.repeat(np.arange(plan.n_classes), limits)
         gain = np.where(np.asarray(batch.exactly)[class_of], _MUST, 0.0)
         for rows in batch.rows:
             _, chosen = linear_sum_assignment(logs[rows][:, class_of] + gain, maximize=True)
@@ -80,6 +80,6 @@ def assign_of(
 
 
 def one_hot(labels: NDArray[np.intp], n_classes: int) -> Floats:
-    """Shape ``(n_rows, n_classes)``: 1 at each row's label, else 0."""
+    """float64 ``(n_rows, n_classes)``: 1 at the label of each row, ``(n_rows,)``, else 0."""
     matrix: Floats = (labels[:, None] == np.arange(n_classes)).astype(np.float64)
     return matrix

@@ -1,7 +1,7 @@
 """An approximation of the posterior where the exact programme is too large: belief propagation.
 
 Rows and classes send each other odds until they agree (sum-product on the graph whose row factors
-say "exactly one class" and whose class factors say "at most, or exactly, c rows"). For one place a
+say "exactly one class" and whose class factors say "at most, or exactly, c rows"). For one place per
 class its fixed point is the minimum of the Bethe free energy of the permanent, which has no other
 minimum (Huang and Jebara 2009; Vontobel 2013). A class with more places weighs the ways to fill
 them by elementary symmetric polynomials of the odds of the *other* rows. The messages are made a little
@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 
 from stackllm.group.plan import Floats
 from stackllm.group.tempering import LEAST
+from stackllm.probabilities import softmax
 
 MAX_ROUNDS = 200
 TOLERANCE = 1e-8
@@ -34,43 +35,43 @@ def bethe(
     Parameters
     ----------
     log_weights
-        Shape ``(n_groups, n_rows, n_classes)``, finite.
+        float64 ``(n_groups, n_rows, n_classes)``, finite.
     quota
-        Places a class; together at least ``n_rows``.
+        Places per class; together at least ``n_rows``.
     exactly
-        A class: must all its places be filled?
+        Per class: must all its places be filled?
     damping
         Share of the old message that is kept in each round, in [0, 1).
 
     Returns
     -------
     numpy.ndarray
-        Shape of ``log_weights``; every row sums to 1.
+        float64, the shape of ``log_weights``; every row sums to 1.
     """
     n_rows = log_weights.shape[1]
     log_weights = np.maximum(log_weights, LEAST)
     must = np.asarray(exactly) | (sum(quota) == n_rows)
-    places = np.minimum(np.asarray(quota), n_rows + 1)
+    limits = np.minimum(np.asarray(quota), n_rows + 1)
     result = np.empty_like(log_weights)
     for start in range(0, len(log_weights), 256):
         part = slice(start, start + 256)
-        result[part] = _propagate(log_weights[part], places, must, damping)
+        result[part] = _propagate(log_weights[part], limits, must, damping)
     return result
 
 
 def _propagate(
-    logs: Floats, places: NDArray[np.int64], must: NDArray[np.bool_], damping: float
+    logs: Floats, limits: NDArray[np.int64], must: NDArray[np.bool_], damping: float
 ) -> Floats:
     offer = np.zeros_like(logs)  # log odds that a class would take this row, as seen by the row
-    offer[:, :, places == 0] = -np.inf
-    belief = _softmax(logs + offer)
+    offer[:, :, limits == 0] = -np.inf
+    belief = softmax(logs + offer)
     for _ in range(MAX_ROUNDS):
         wish = _against_the_rest(logs + offer) - offer
-        wish[:, :, places == 0] = 0.0
-        fresh = _class_messages(wish, places, must)
+        wish[:, :, limits == 0] = 0.0
+        fresh = _class_messages(wish, limits, must)
         with np.errstate(invalid="ignore"):
-            offer = np.where(places == 0, -np.inf, damping * offer + (1 - damping) * fresh)
-        before, belief = belief, _softmax(logs + offer)
+            offer = np.where(limits == 0, -np.inf, damping * offer + (1 - damping) * fresh)
+        before, belief = belief, softmax(logs + offer)
         if np.abs(belief - before).max(initial=0.0) < TOLERANCE:
             break
     return belief
@@ -97,12 +98,12 @@ def _of_the_others(logs: Floats, axis: int) -> Floats:
     return others
 
 
-def _class_messages(wish: Floats, places: NDArray[np.int64], must: NDArray[np.bool_]) -> Floats:
+def _class_messages(wish: Floats, limits: NDArray[np.int64], must: NDArray[np.bool_]) -> Floats:
     """For each row: log of (ways to fill c - 1 places with the others) / (ways to fill c)."""
     messages = np.zeros_like(wish)
     # classes alike share one pass over the rows
-    for c, exact in {(int(c), bool(e)) for c, e in zip(places, must, strict=True) if c > 0}:
-        alike = (places == c) & (must == exact)
+    for c, exact in {(int(c), bool(e)) for c, e in zip(limits, must, strict=True) if c > 0}:
+        alike = (limits == c) & (must == exact)
         messages[:, :, alike] = _leave_one_out(wish[:, :, alike], c, exact)
     return messages
 
@@ -156,9 +157,3 @@ def _with_one_more(ways: Floats, odds: Floats) -> Floats:
     taken[1:] = ways[:-1] + odds
     more: Floats = np.logaddexp(ways, taken)
     return more
-
-
-def _softmax(scores: Floats) -> Floats:
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    share: Floats = powers / powers.sum(axis=-1, keepdims=True)
-    return share

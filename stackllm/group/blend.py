@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from stackllm.errors import UsageError
 from stackllm.group.assignment import assign_of, one_hot
-from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, kept_rows, plan
-from stackllm.group.tempering import tempered
+from stackllm.group.plan import Floats, Plan
 from stackllm.metrics import row_losses
 
 
@@ -43,95 +42,51 @@ class BlendParams:
                 raise UsageError(f"{name} must be from 0 to 1; it is {value}.")
 
 
-def blend(
-    probabilities: ArrayLike,
-    groups: ArrayLike,
-    params: BlendParams,
-    quota: Quota = 1,
-    *,
-    exactly: bool | ArrayLike = False,
-) -> Floats:
+def blend_of(matrix: Floats, plan: Plan, labels: NDArray[np.intp], params: BlendParams) -> Floats:
     """Apply the recipe.
 
     Parameters
     ----------
-    probabilities
-        Shape ``(n_rows, n_classes)``, in [0, 1].
-    groups
-        Shape ``(n_rows,)``, the group of each row, in any order.
+    matrix
+        float64 ``(n_rows, n_classes)``, rows that sum to 1.
+    plan
+        Of its rows.
+    labels
+        intp ``(n_rows,)``, the likeliest assignment.
     params
-        The coefficients, from :func:`fit_blend`.
-    quota, exactly
-        As for :func:`stackllm.group.posterior.posterior`.
+        The coefficients.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_rows, n_classes)``; every row sums to 1. Rows of groups that do not fit their
+        float64, the shape of ``matrix``; every row sums to 1. Rows of groups that do not fit their
         quotas stay as they are.
-
-    Raises
-    ------
-    DataError
-        If the probabilities or groups are not usable.
-    UsageError
-        If quota or exactly have no sense.
     """
-    matrix = check_probabilities(probabilities, groups)
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-    return blend_of(tempered(matrix), batches, assign_of(matrix, batches), params)
-
-
-def blend_of(
-    matrix: Floats, batches: list[Batch], labels: NDArray[np.intp], params: BlendParams
-) -> Floats:
-    """:func:`blend` for rows that sum to 1, a ready plan, and the likeliest assignment."""
     result = _pushed(matrix, labels, params)
-    kept = kept_rows(batches)
-    result[kept] = matrix[kept]
+    result[plan.alone] = matrix[plan.alone]
     return result
 
 
-def fit_blend(
-    probabilities: ArrayLike,
-    groups: ArrayLike,
-    labels: ArrayLike,
-    quota: Quota = 1,
-    *,
-    exactly: bool | ArrayLike = False,
-) -> BlendParams:
+def best_blend(matrix: Floats, plan: Plan, truth: NDArray[np.intp]) -> BlendParams:
     """The coefficients with the lowest log loss: a grid, refined four times around its best point.
 
     Parameters
     ----------
-    probabilities
-        Shape ``(n_rows, n_classes)``, out-of-fold predictions.
-    groups
-        Shape ``(n_rows,)``.
-    labels
-        Shape ``(n_rows,)``, the index of the true class.
-    quota, exactly
-        As for :func:`stackllm.group.posterior.posterior`.
-
-    Returns
-    -------
-    BlendParams
+    matrix, plan
+        From :func:`stackllm.group.plan.checked`; out-of-fold predictions.
+    truth
+        Whole numbers ``(n_rows,)``, the index of each row's true class.
 
     Raises
     ------
     DataError
-        If the arrays do not fit together.
-    UsageError
-        If quota or exactly have no sense.
+        If the labels do not fit the matrix.
     """
-    matrix = check_probabilities(probabilities, groups)
     matrix = matrix / matrix.sum(axis=1, keepdims=True)
-    truth = np.asarray(labels)
     row_losses(matrix, truth)  # refuses labels that are no columns
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-    assigned = assign_of(matrix, batches)
+    assigned = assign_of(matrix, plan)
     changed = np.ones(len(matrix), dtype=np.bool_)
-    changed[kept_rows(batches)] = False
+    changed[plan.alone] = False
     if not changed.any():
         return BlendParams()
     matrix, assigned, truth = matrix[changed], assigned[changed], truth[changed]

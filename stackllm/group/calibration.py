@@ -1,4 +1,4 @@
-"""How far to trust the rows: a temperature, and where it helps a bias a class, fitted on OOF.
+"""How far to trust the rows: a temperature, and where it helps a bias per class, fitted on OOF.
 
 Over-confident rows hurt twice once groups are taken together, because their certainty is passed
 on to the others; so the temperature is fitted to the log loss of the *posterior*, not of the rows.
@@ -7,14 +7,13 @@ on to the others; so the temperature is fitted to the log loss of the *posterior
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, plan
+from stackllm.group.plan import Floats, Plan, Quota, checked
 from stackllm.group.posterior import posterior_of
-from stackllm.group.tempering import check_temperature
+from stackllm.group.tempering import Calibration
 from stackllm.metrics import log_loss
 
 LOWEST, HIGHEST = 0.05, 100.0
@@ -25,26 +24,7 @@ _SHARPER, _FLATTER = 0.5, 2.0
 sharpen wrongly costs without bound, to flatten wrongly never costs more than chance."""
 
 _RIDGE = 1e-3
-"""Pull of each bias to 0, in nats a squared nat: a class that never occurs must not run away."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What is done to row probabilities before groups are taken together.
-
-    Parameters
-    ----------
-    temperature
-        Divides the log-probabilities; above 0.
-    bias
-        Added to them, one number a class. Empty: nothing is added.
-    """
-
-    temperature: float = 1.0
-    bias: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+"""Pull of each bias to 0, in nats per squared nat: a class that never occurs must not run away."""
 
 
 def fit_temperature(
@@ -63,7 +43,7 @@ def fit_temperature(
         Shape ``(n_rows, n_classes)``: out-of-fold predictions, or the temperature comes out too
         low.
     groups
-        Shape ``(n_rows,)``.
+        Shape ``(n_rows,)``, the group of each row, in any order.
     labels
         Shape ``(n_rows,)``, the index of the true class.
     quota, exactly
@@ -77,55 +57,68 @@ def fit_temperature(
     Raises
     ------
     DataError
-        If the arrays do not fit together.
+        If the arrays do not fit together, or a mapping lacks the quota of a group.
     UsageError
-        If quota or exactly have no sense.
+        If quota or exactly make no sense.
     """
-    matrix = check_probabilities(probabilities, groups)
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-    return best_temperature(
-        lambda t: log_loss(posterior_of(matrix, batches, t), labels), len(matrix)
-    )
+    matrix, plan = checked(probabilities, groups, quota, exactly=exactly)
+    return temperature_of(matrix, plan, np.asarray(labels))
 
 
-def fit_calibration(
-    probabilities: ArrayLike,
-    groups: ArrayLike,
-    labels: ArrayLike,
-    quota: Quota = 1,
-    *,
-    exactly: bool | ArrayLike = False,
-) -> Calibration:
-    """Temperature and a bias a class with the lowest log loss of the posterior.
+def temperature_of(matrix: Floats, plan: Plan, truth: NDArray[np.intp]) -> float:
+    """:func:`fit_temperature` for checked probabilities and their plan.
+
+    Raises
+    ------
+    DataError
+        If the labels do not fit the matrix.
+    """
+
+    def loss(temperature: float) -> float:
+        return log_loss(posterior_of(matrix, plan, Calibration(temperature)), truth)
+
+    return best_temperature(loss, len(matrix))
+
+
+def calibration_of(matrix: Floats, plan: Plan, truth: NDArray[np.intp]) -> Calibration:
+    """Temperature and a bias per class with the lowest log loss of the posterior.
 
     In groups whose places are all filled a bias cancels out, so where all groups are such only the
     temperature is fitted.
 
     Parameters
     ----------
-    probabilities, groups, labels, quota, exactly
-        As for :func:`fit_temperature`.
-
-    Returns
-    -------
-    Calibration
+    matrix, plan
+        From :func:`stackllm.group.plan.checked`; out-of-fold predictions.
+    truth
+        Whole numbers ``(n_rows,)``, the index of each row's true class.
 
     Raises
     ------
     DataError
-        If the arrays do not fit together.
-    UsageError
-        If quota or exactly have no sense.
+        If the labels do not fit the matrix.
     """
-    matrix = check_probabilities(probabilities, groups)
-    truth = np.asarray(labels)
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-    temperature = best_temperature(
-        lambda t: log_loss(posterior_of(matrix, batches, t), truth), len(matrix)
-    )
-    if all(_is_full(batch) for batch in batches):
+    temperature = temperature_of(matrix, plan, truth)
+    if plan.is_full:
         return Calibration(temperature)
-    return _with_bias(matrix, batches, truth, temperature)
+    from scipy.optimize import minimize
+
+    def at(point: Floats) -> Calibration:
+        bias = point[1:] - point[1:].mean()
+        return Calibration(float(np.exp(point[0])), tuple(bias.tolist()))
+
+    def loss(point: Floats) -> float:
+        calibration = at(point)
+        answer = posterior_of(matrix, plan, calibration)
+        bias = np.array(calibration.bias)
+        return log_loss(answer, truth) + _RIDGE * float(bias @ bias)
+
+    start = np.append(np.log(temperature), np.zeros(plan.n_classes))
+    bounds = [(np.log(LOWEST), np.log(HIGHEST))] + [(-8.0, 8.0)] * plan.n_classes
+    best = minimize(
+        loss, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 15, "eps": 1e-5}
+    )
+    return at(best.x) if best.fun < loss(start) else Calibration(temperature)
 
 
 def best_temperature(loss: Callable[[float], float], n_rows: int) -> float:
@@ -145,35 +138,10 @@ def best_temperature(loss: Callable[[float], float], n_rows: int) -> float:
     losses = [penalised(float(t)) for t in grid]
     at = int(np.argmin(losses))
     low, high = np.log(grid[max(at - 1, 0)]), np.log(grid[min(at + 1, len(grid) - 1)])
-    found = minimize_scalar(
+    best = minimize_scalar(
         lambda x: penalised(float(np.exp(x))),
         bounds=(low, high),
         method="bounded",
         options={"xatol": 1e-3},
     )
-    return float(np.exp(found.x)) if found.fun < losses[at] else float(grid[at])
-
-
-def _with_bias(
-    matrix: Floats, batches: list[Batch], truth: NDArray[np.intp], temperature: float
-) -> Calibration:
-    from scipy.optimize import minimize
-
-    def loss(point: Floats) -> float:
-        bias = point[1:] - point[1:].mean()
-        answer = posterior_of(matrix, batches, float(np.exp(point[0])), bias)
-        return log_loss(answer, truth) + _RIDGE * float(bias @ bias)
-
-    start = np.append(np.log(temperature), np.zeros(matrix.shape[1]))
-    bounds = [(np.log(LOWEST), np.log(HIGHEST))] + [(-8.0, 8.0)] * matrix.shape[1]
-    found = minimize(
-        loss, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 15, "eps": 1e-5}
-    )
-    if not found.fun < loss(start):
-        return Calibration(temperature)
-    bias = found.x[1:] - found.x[1:].mean()
-    return Calibration(float(np.exp(found.x[0])), tuple(bias.tolist()))
-
-
-def _is_full(batch: Batch) -> bool:
-    return batch.how != "rows" and sum(batch.quota) == batch.rows.shape[1]
+    return float(np.exp(best.x)) if best.fun < losses[at] else float(grid[at])

@@ -11,16 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from stackllm.crossfit.folds import assign_folds
 from stackllm.errors import UsageError
-from stackllm.group.blend import fit_blend
-from stackllm.group.calibration import (
-    Calibration,
-    best_temperature,
-    fit_calibration,
-    fit_temperature,
-)
-from stackllm.group.optimise import METHODS, Method, optimise
-from stackllm.group.plan import Floats, Quota, check_probabilities, group_codes, plan
+from stackllm.group.blend import best_blend
+from stackllm.group.calibration import best_temperature, calibration_of, temperature_of
+from stackllm.group.optimise import METHODS, Method, optimise_of
+from stackllm.group.plan import Floats, Plan, Quota, checked
 from stackllm.group.sinkhorn import sinkhorn_of
+from stackllm.group.tempering import Calibration
 from stackllm.metrics import bootstrap_error, log_loss, row_losses
 
 CANDIDATES = ("posterior", "posterior+bias", "blend", "sinkhorn", "none")
@@ -76,11 +72,11 @@ def fit_method(
     Parameters
     ----------
     candidate
-        A method, or ``posterior+bias``: temperature and a bias a class.
+        A method, or ``posterior+bias``: temperature and a bias per class.
     probabilities
         Shape ``(n_rows, n_classes)``, out-of-fold predictions.
     groups
-        Shape ``(n_rows,)``.
+        Shape ``(n_rows,)``, the group of each row, in any order.
     labels
         Shape ``(n_rows,)``, the index of the true class.
     quota, exactly
@@ -93,29 +89,40 @@ def fit_method(
     Raises
     ------
     DataError
-        If the arrays do not fit together.
+        If the arrays do not fit together, or a mapping lacks the quota of a group.
     UsageError
-        If the candidate, quota or exactly have no sense.
+        If candidate, quota or exactly make no sense.
+    """
+    return fit_of(
+        candidate,
+        *checked(probabilities, groups, quota, exactly=exactly),
+        np.asarray(labels),
+    )
+
+
+def fit_of(candidate: str, matrix: Floats, plan: Plan, truth: NDArray[np.intp]) -> Method:
+    """:func:`fit_method` for checked probabilities and their plan.
+
+    Raises
+    ------
+    DataError
+        If the labels do not fit the matrix.
+    UsageError
+        If there is no such candidate.
     """
     if candidate == "posterior":
-        temperature = fit_temperature(probabilities, groups, labels, quota, exactly=exactly)
-        return Method("posterior", Calibration(temperature))
+        return Method("posterior", Calibration(temperature_of(matrix, plan, truth)))
     if candidate == "posterior+bias":
-        return Method(
-            "posterior", fit_calibration(probabilities, groups, labels, quota, exactly=exactly)
-        )
+        return Method("posterior", calibration_of(matrix, plan, truth))
     if candidate == "blend":
-        return Method(
-            "blend", blend=fit_blend(probabilities, groups, labels, quota, exactly=exactly)
-        )
+        return Method("blend", blend=best_blend(matrix, plan, truth))
     if candidate == "sinkhorn":
-        matrix = check_probabilities(probabilities, groups)
-        batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-        temperature = best_temperature(
-            lambda t: log_loss(sinkhorn_of(matrix, batches, t, tolerance=1e-3), labels),
-            len(matrix),
-        )
-        return Method("sinkhorn", Calibration(temperature))
+
+        def loss(temperature: float) -> float:
+            balanced = sinkhorn_of(matrix, plan, Calibration(temperature), tolerance=1e-3)
+            return log_loss(balanced, truth)
+
+        return Method("sinkhorn", Calibration(best_temperature(loss, len(matrix))))
     return Method(candidate)
 
 
@@ -140,7 +147,7 @@ def choose_method(
     probabilities
         Shape ``(n_rows, n_classes)``, out-of-fold predictions.
     groups
-        Shape ``(n_rows,)``.
+        Shape ``(n_rows,)``, the group of each row, in any order.
     labels
         Shape ``(n_rows,)``, the index of the true class.
     quota, exactly
@@ -159,39 +166,37 @@ def choose_method(
     Raises
     ------
     DataError
-        If the arrays do not fit together.
+        If the arrays do not fit together, or a mapping lacks the quota of a group.
     UsageError
-        If there are fewer than two groups, or method, quota or exactly have no sense.
+        If there are fewer than two groups, or method, quota or exactly make no sense.
     """
-    matrix = check_probabilities(probabilities, groups)
-    truth, names = np.asarray(labels), np.asarray(groups)
-    codes, distinct = group_codes(names)
-    if len(distinct) < 2:
+    matrix, plan = checked(probabilities, groups, quota, exactly=exactly)
+    truth = np.asarray(labels)
+    before = row_losses(matrix / matrix.sum(axis=1, keepdims=True), truth)
+    if plan.n_groups < 2:
         raise UsageError("fitting needs two groups or more: one to fit on and one to judge on.")
-    candidates = _candidates(method, matrix, names, quota, exactly)
-    n_folds = min(n_folds, len(distinct))
-    folds = assign_folds(codes.astype(str), n_folds, seed)
+    candidates = _candidates(method, plan)
+    n_folds = min(n_folds, plan.n_groups)
+    folds = assign_folds(plan.codes.astype(str), n_folds, seed)
 
     def fit(name: str, rows: NDArray[np.bool_]) -> Method:
-        return fit_method(name, matrix[rows], names[rows], truth[rows], quota, exactly=exactly)
+        return fit_of(name, matrix[rows], plan.part(rows), truth[rows])
 
     def judge(method: Method, rows: NDArray[np.bool_]) -> Floats:
-        answer = optimise(matrix[rows], names[rows], quota, method=method, exactly=exactly)
-        return row_losses(answer, truth[rows])
+        return row_losses(optimise_of(matrix[rows], plan.part(rows), method), truth[rows])
 
     losses = {name: np.empty(len(truth)) for name in candidates}
     for fold in range(n_folds):
-        own = folds == fold
+        inside = folds == fold
         for name in candidates:
-            losses[name][own] = judge(fit(name, ~own), own)
+            losses[name][inside] = judge(fit(name, ~inside), inside)
     chosen = np.empty(len(truth))
     for fold, name in enumerate(_choices(candidates, folds, n_folds, fit, judge)):
         chosen[folds == fold] = losses[name][folds == fold]
-    before = row_losses(matrix / matrix.sum(axis=1, keepdims=True), truth)
     scores = {name: float(loss.mean()) for name, loss in losses.items()}
     best = min(scores, key=scores.__getitem__)
     gain = float((before - chosen).mean())
-    error = bootstrap_error(before - chosen, codes, seed)
+    error = bootstrap_error(before - chosen, plan.codes, seed)
     helps = best != "none" and gain > error
     return FitReport(
         method=fit(best, np.ones(len(truth), dtype=bool)) if helps else Method("none"),
@@ -202,7 +207,7 @@ def choose_method(
         gain=gain,
         gain_error=error,
         helps=helps,
-        n_groups=len(distinct),
+        n_groups=plan.n_groups,
         n_folds=n_folds,
     )
 
@@ -231,19 +236,11 @@ def _choices(
     return [min(candidates, key=lambda name: sums[name][fold]) for fold in range(n_folds)]
 
 
-def _candidates(
-    method: str | None,
-    matrix: Floats,
-    groups: NDArray[np.generic],
-    quota: Quota,
-    exactly: bool | ArrayLike,
-) -> list[str]:
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-    # a bias cancels out where every place is filled, so there it would only cost time
-    free = any(b.how == "rows" or sum(b.quota) > b.rows.shape[1] for b in batches)
+def _candidates(method: str | None, plan: Plan) -> list[str]:
+    # where every place is filled a bias cancels out, so there it would only cost time
     if method is None:
-        return [name for name in CANDIDATES if free or name != "posterior+bias"]
+        return [name for name in CANDIDATES if not (plan.is_full and name == "posterior+bias")]
     if method not in METHODS:
         Method(method)  # says what there is
-    bias = ["posterior+bias"] if method == "posterior" and free else []
+    bias = ["posterior+bias"] if method == "posterior" and not plan.is_full else []
     return [*dict.fromkeys([method, *bias, "none"])]

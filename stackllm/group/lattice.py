@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stackllm.group.plan import Floats
-from stackllm.group.tempering import SMALLEST
+from stackllm.group.tempering import AS_IT_IS, Calibration, log_weights
 
 Table = NDArray[np.intp]
 
@@ -63,8 +63,7 @@ def marginals(
     probabilities: Floats,
     quota: tuple[int, ...],
     exactly: tuple[bool, ...],
-    temperature: float = 1.0,
-    bias: Floats | None = None,
+    calibration: Calibration = AS_IT_IS,
     out: Floats | None = None,
 ) -> Floats:
     """Posterior class probabilities of groups of one shape.
@@ -72,12 +71,12 @@ def marginals(
     Parameters
     ----------
     probabilities
-        Shape ``(n_groups, n_rows, n_classes)``, not negative, no row all zero.
+        float64 ``(n_groups, n_rows, n_classes)``, not negative, no row all zero.
     quota
-        Places a class; together at least ``n_rows``.
+        Places per class; together at least ``n_rows``.
     exactly
-        A class: must all places be filled? Such places are together at most ``n_rows``.
-    temperature, bias
+        Per class: must all places be filled? Such places are together at most ``n_rows``.
+    calibration
         The weights are ``p ** (1 / temperature) * exp(bias)``.
     out
         Where to put the answer, of the shape of ``probabilities``. None: into a new array.
@@ -85,11 +84,15 @@ def marginals(
     Returns
     -------
     numpy.ndarray
-        Shape of ``probabilities``; every row sums to 1.
+        float64, the shape of ``probabilities``; every row sums to 1.
+
+    Raises
+    ------
+    UsageError
+        If the bias does not fit the classes.
     """
     n_groups, n_rows, _ = probabilities.shape
-    places = tuple(min(c, n_rows) for c in quota)
-    lattice = build(n_rows, places, exactly)
+    lattice = build(n_rows, tuple(min(c, n_rows) for c in quota), exactly)
     result = np.empty_like(probabilities) if out is None else out
 
     def fill(parts: list[slice]) -> None:
@@ -99,8 +102,7 @@ def marginals(
                 space = _Workspace(lattice, part.stop - part.start)
             # groups last, so that every step runs over long vectors: (n_rows, n_classes, part)
             space.given[:] = probabilities[part].transpose(1, 2, 0)
-            found = _posterior(lattice, space.given, temperature, bias, space)
-            result[part] = found.transpose(2, 0, 1)
+            result[part] = _posterior(lattice, calibration, space).transpose(2, 0, 1)
 
     parts = list(_parts(n_groups, lattice.widest))
     workers = min(4, os.cpu_count() or 1, len(parts) // 2)
@@ -115,14 +117,14 @@ def marginals(
 @lru_cache(maxsize=16)
 def build(n_rows: int, quota: tuple[int, ...], exactly: tuple[bool, ...]) -> Lattice:
     """The lattice of one shape of group (see the module's page)."""
-    places = np.asarray(quota, dtype=np.int64)
+    limits = np.asarray(quota, dtype=np.int64)
     states = np.zeros((1, len(quota)), dtype=np.int64)
     layers, sizes, ways = [], [1], np.zeros(1)
     for _ in range(n_rows):
-        source, label = np.nonzero(states < places)
+        source, label = np.nonzero(states < limits)
         reached = states[source]
         reached[np.arange(len(source)), label] += 1
-        following, target = _distinct(reached, places)
+        following, target = _distinct(reached, limits)
         n_from, n_to = len(states), len(following)
         into, into_class = _padded(target, n_to, (source, n_from), (label, 0))
         out = np.full((n_from, len(quota)), n_to, dtype=np.intp)
@@ -134,7 +136,7 @@ def build(n_rows: int, quota: tuple[int, ...], exactly: tuple[bool, ...]) -> Lat
         states = following
         sizes.append(n_to)
     must = np.asarray(exactly, dtype=np.bool_)
-    allowed = (states[:, must] == places[must]).all(axis=1)
+    allowed = (states[:, must] == limits[must]).all(axis=1)
     count = np.logaddexp.reduce(ways[allowed]) if allowed.any() else -np.inf
     return Lattice(
         tuple(layers), tuple(sizes), np.append(allowed, False).astype(np.float64), float(count)
@@ -142,11 +144,11 @@ def build(n_rows: int, quota: tuple[int, ...], exactly: tuple[bool, ...]) -> Lat
 
 
 def _distinct(
-    states: NDArray[np.int64], places: NDArray[np.int64]
+    states: NDArray[np.int64], limits: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Table]:
     """The different states, and which of them each one is."""
-    radix = np.cumprod(np.append(1, places + 1.0))
-    if radix[-1] < 2**62:  # one whole number a state: much faster than comparing vectors
+    radix = np.cumprod(np.append(1, limits + 1.0))
+    if radix[-1] < 2**62:  # one whole number per state: much faster than comparing vectors
         keys = states @ radix[:-1].astype(np.int64)
         _, first, which = np.unique(keys, return_index=True, return_inverse=True)
         return states[first], which
@@ -154,18 +156,13 @@ def _distinct(
     return following, which.reshape(-1)
 
 
-def _logs(p: Floats, temperature: float, bias: Floats | None) -> Floats:
-    """:func:`stackllm.group.tempering.log_weights` for classes on the second axis of three."""
-    logs = np.log(np.maximum(p, SMALLEST))
-    logs /= temperature
-    if bias is not None:
-        logs += bias[:, None]
-    logs -= logs.max(axis=1, keepdims=True)
-    return logs
+def _logs(p: Floats, calibration: Calibration) -> Floats:
+    """Log-weights of ``(n_rows, n_classes, n_groups)``."""
+    return np.moveaxis(log_weights(np.moveaxis(p, 1, -1), calibration), -1, 1)
 
 
 def _padded(key: Table, n_keys: int, *values: tuple[Table, int]) -> list[Table]:
-    """For each value list a table with a row a key; short rows are filled up with a number."""
+    """For each value list a table with a row per key; short rows are filled up with a number."""
     order = np.argsort(key, kind="stable")
     counts = np.bincount(key, minlength=n_keys)
     column = np.arange(len(key)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -194,7 +191,7 @@ class _Workspace:
         self.left = np.empty((lattice.widest, n_groups))
         self.right = np.empty((lattice.widest, n_groups))
         shape = (len(lattice.layers), lattice.layers[0].out.shape[1], n_groups)
-        self.given, self.weights, self.found = (np.empty(shape) for _ in range(3))
+        self.given, self.weights, self.marginals = (np.empty(shape) for _ in range(3))
         # the last line of each stays zero: it is where edges that do not exist point to
         self.forward = [np.zeros((size + 1, n_groups)) for size in lattice.sizes]
         self.backward = [np.zeros((size + 1, n_groups)) for size in lattice.sizes]
@@ -222,40 +219,40 @@ def _linear(lattice: Lattice, w: Floats, space: _Workspace) -> tuple[Floats, Flo
         before = space.left_of(forward[r], layer.into)
         weights = space.right_of(w[r], layer.into_class)
         np.einsum("tkg,tkg->tg", before, weights, out=forward[r + 1][:-1])
-    found = space.found
+    result = space.marginals
     for r, layer in reversed(list(enumerate(lattice.layers))):
         after = space.left_of(backward[r + 1], layer.out)  # (n_states, n_classes, n_groups)
-        np.einsum("sg,sjg->jg", forward[r][:-1], after, out=found[r])
+        np.einsum("sg,sjg->jg", forward[r][:-1], after, out=result[r])
         np.einsum("sjg,jg->sg", after, w[r], out=backward[r][:-1])
-    found *= w
-    return found, backward[0][0]
+    result *= w
+    return result, backward[0][0]
 
 
-def _posterior(
-    lattice: Lattice, p: Floats, temperature: float, bias: Floats | None, space: _Workspace
-) -> Floats:
-    if temperature == 1.0 and bias is None:
+def _posterior(lattice: Lattice, calibration: Calibration, space: _Workspace) -> Floats:
+    """The posterior of ``space.given``, normalised: ``(n_rows, n_classes, n_groups)``."""
+    p = space.given
+    if calibration == AS_IT_IS:
         w = np.divide(p, p.max(axis=1, keepdims=True), out=space.weights)
     else:
-        w = np.exp(_logs(p, temperature, bias))
+        w = np.exp(_logs(p, calibration))
     n_groups = w.shape[2]
     unsure = np.full(n_groups, lattice.log_count > _REACH)
     floor = np.exp(-_REACH / len(w))
     if w.min() < floor:
         tiny = w < floor
         w[tiny] = 0.0
-        found, total = _linear(lattice, w, space)
+        result, total = _linear(lattice, w, space)
         with np.errstate(divide="ignore"):
             # what was put to zero could have changed a probability by this much
             lost = np.exp(min(lattice.log_count, _REACH)) * floor / total
         unsure |= tiny.any(axis=(0, 1)) & ~(lost < 1e-17)
     else:
-        found, _ = _linear(lattice, w, space)
+        result, _ = _linear(lattice, w, space)
     for few in _parts(int(unsure.sum()), 4 * lattice.widest):
         piece = np.flatnonzero(unsure)[few]
-        found[:, :, piece] = _logarithmic(lattice, _logs(p[:, :, piece], temperature, bias))
-    found /= found.sum(axis=1, keepdims=True)
-    return found
+        result[:, :, piece] = _logarithmic(lattice, _logs(p[:, :, piece], calibration))
+    result /= result.sum(axis=1, keepdims=True)
+    return result
 
 
 def _logarithmic(lattice: Lattice, logs: Floats) -> Floats:
@@ -273,10 +270,10 @@ def _logarithmic(lattice: Lattice, logs: Floats) -> Floats:
             reached = total(forward[r][layer.into] + logs[r][layer.into_class], axis=1)
             forward.append(np.concatenate([reached, nothing]))
         backward = np.repeat(np.log(lattice.last)[:, None], n_groups, axis=1)
-        found = np.empty_like(logs)
+        scores = np.empty_like(logs)
         for r, layer in reversed(list(enumerate(lattice.layers))):
             after = backward[layer.out]  # (n_states, n_classes, n_groups)
-            found[r] = total(forward[r][:-1, None] + after, axis=0) + logs[r]
+            scores[r] = total(forward[r][:-1, None] + after, axis=0) + logs[r]
             backward = np.concatenate([total(after + logs[r], axis=1), nothing])
-    result: Floats = np.exp(found - found.max(axis=1, keepdims=True))
+    result: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
     return result

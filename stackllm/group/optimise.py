@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from numpy.typing import ArrayLike
@@ -10,11 +9,10 @@ from numpy.typing import ArrayLike
 from stackllm.errors import UsageError, did_you_mean
 from stackllm.group.assignment import assign_of, one_hot
 from stackllm.group.blend import BlendParams, blend_of
-from stackllm.group.calibration import Calibration
-from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, kept_rows, plan
+from stackllm.group.plan import Floats, Plan, Quota, checked
 from stackllm.group.posterior import posterior_of
 from stackllm.group.sinkhorn import sinkhorn_of
-from stackllm.group.tempering import tempered
+from stackllm.group.tempering import Calibration, tempered
 
 METHODS = ("posterior", "assignment", "blend", "sinkhorn", "none")
 
@@ -45,11 +43,6 @@ class Method:
                 f'there is no method "{self.name}". {did_you_mean(str(self.name), METHODS)}'
             )
 
-    @property
-    def bias(self) -> tuple[float, ...] | None:
-        """The calibration's bias, None where there is none."""
-        return self.calibration.bias or None
-
 
 def optimise(
     probabilities: ArrayLike,
@@ -78,15 +71,15 @@ def optimise(
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_rows, n_classes)``; every row sums to 1. Groups that do not fit their quotas keep
+        float64 ``(n_rows, n_classes)``; every row sums to 1. Groups that do not fit their quotas keep
         their tempered row probabilities.
 
     Raises
     ------
     DataError
-        If the probabilities or groups are not usable.
+        If the probabilities or groups are not usable, or a mapping lacks the quota of a group.
     UsageError
-        If the method, quota or temperature have no sense.
+        If method, quota, exactly or temperature make no sense.
 
     Examples
     --------
@@ -97,41 +90,27 @@ def optimise(
     if temperature is not None:
         calibration = Calibration(temperature, chosen.calibration.bias)
         chosen = Method(chosen.name, calibration, chosen.blend)
-    matrix = check_probabilities(probabilities, groups)
-    batches = [] if chosen.name == "none" else plan(groups, matrix.shape[1], quota, exactly=exactly)
-    return _APPLY[chosen.name](matrix, batches, chosen)
+    return optimise_of(*checked(probabilities, groups, quota, exactly=exactly), chosen)
 
 
-def _posterior(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
-    return posterior_of(matrix, batches, method.calibration.temperature, method.bias)
+def optimise_of(matrix: Floats, plan: Plan, method: Method) -> Floats:
+    """:func:`optimise` for checked probabilities and their plan.
 
-
-def _sinkhorn(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
-    return sinkhorn_of(matrix, batches, method.calibration.temperature, method.bias)
-
-
-def _assignment(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
-    labels = assign_of(matrix, batches, method.calibration.temperature, method.bias)
-    result = one_hot(labels, matrix.shape[1])
-    rows = kept_rows(batches)
-    result[rows] = tempered(matrix[rows], method.calibration.temperature, method.bias)
+    Raises
+    ------
+    UsageError
+        If the method's bias does not fit the classes.
+    """
+    if method.name == "posterior":
+        return posterior_of(matrix, plan, method.calibration)
+    if method.name == "sinkhorn":
+        return sinkhorn_of(matrix, plan, method.calibration)
+    rows = tempered(matrix, method.calibration)
+    if method.name == "none":
+        return rows
+    labels = assign_of(matrix, plan, method.calibration)
+    if method.name == "blend":
+        return blend_of(rows, plan, labels, method.blend)
+    result = one_hot(labels, plan.n_classes)
+    result[plan.alone] = rows[plan.alone]
     return result
-
-
-def _blend(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
-    labels = assign_of(matrix, batches, method.calibration.temperature, method.bias)
-    alone = tempered(matrix, method.calibration.temperature, method.bias)
-    return blend_of(alone, batches, labels, method.blend)
-
-
-def _none(matrix: Floats, batches: list[Batch], method: Method) -> Floats:
-    return tempered(matrix, method.calibration.temperature, method.bias)
-
-
-_APPLY: dict[str, Callable[[Floats, list[Batch], Method], Floats]] = {
-    "posterior": _posterior,
-    "assignment": _assignment,
-    "blend": _blend,
-    "sinkhorn": _sinkhorn,
-    "none": _none,
-}

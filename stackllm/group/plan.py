@@ -1,11 +1,13 @@
 """Which rows belong together, how many places each class has there, and what can be done with it.
 
 Groups of the same size and quotas go through the mathematics side by side, so everything starts
-by sorting them into batches of one shape.
+by sorting them into batches of one shape. This is done and checked once for a set of rows; every
+method takes the plan and checks nothing again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,13 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from stackllm.errors import DataError, UsageError
 
 Quota: TypeAlias = int | ArrayLike | Mapping[Any, ArrayLike]
-"""One number for every class, one number a class, or a mapping of group id to either."""
+"""One number for every class, one per class, or a mapping of group id to either."""
 
 Floats: TypeAlias = NDArray[np.float64]
 How: TypeAlias = Literal["exact", "bethe", "rows"]
 
 MAX_STATES = 2**18
-"""Above so many states the exact programme takes seconds a group."""
+"""Above so many states the exact programme takes seconds per group."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Batch:
     Parameters
     ----------
     rows
-        Shape ``(n_groups, n_rows_a_group)``: where the rows of each group stand.
+        intp ``(n_groups, n_rows_per_group)``: where the rows of each group stand.
     quota
-        Places a class.
+        Places per class.
     exactly
-        A class: must all its places be filled?
+        Per class: must all its places be filled?
     how
         ``"exact"``, ``"bethe"`` (approximation) or ``"rows"`` (each row on its own).
     reason
@@ -55,73 +57,167 @@ class Batch:
         """How many groups."""
         return len(self.rows)
 
+    @property
+    def is_full(self) -> bool:
+        """Does every allowed assignment fill every place?"""
+        return self.how != "rows" and sum(self.quota) == self.rows.shape[1]
 
-def plan(
+
+@dataclass(frozen=True)
+class Plan:
+    """The groups of a set of rows, sorted by shape; made by :meth:`of`.
+
+    Parameters
+    ----------
+    batches
+        Every row is in one of them, once.
+    codes
+        intp ``(n_rows,)``: the number of each row's group, in the order of the groups' ids.
+    n_classes
+        How many classes there are.
+    """
+
+    batches: tuple[Batch, ...]
+    codes: NDArray[np.intp]
+    n_classes: int
+
+    @classmethod
+    def of(
+        cls,
+        groups: ArrayLike,
+        n_classes: int,
+        quota: Quota = 1,
+        *,
+        exactly: bool | ArrayLike = False,
+        max_states: int = MAX_STATES,
+    ) -> Plan:
+        """Sort groups by shape and decide for each shape how its posterior is computed.
+
+        Parameters
+        ----------
+        groups
+            Shape ``(n_rows,)``, the group of each row: integers or strings, in any order.
+        n_classes
+            How many classes there are.
+        quota
+            Places of every class, of each class, or of each group (a mapping from group id to one
+            of the other two).
+        exactly
+            False: a class stands at most ``quota`` times in a group. True: exactly so often. Bools
+            ``(n_classes,)`` say it per class.
+        max_states
+            Lattices with more states are approximated.
+
+        Raises
+        ------
+        DataError
+            If ``groups`` is no list of ids, or a mapping lacks the quota of a group.
+        UsageError
+            If a quota is negative, not whole, or has another length than the classes, or
+            ``exactly`` is no bool.
+
+        Examples
+        --------
+        >>> [(b.n_groups, b.how, b.reason) for b in Plan.of(["q1", "q2", "q1", "q1"], 2).batches]
+        [(1, 'exact', '3 states'), (1, 'rows', '3 rows for 2 places')]
+        """
+        codes, names = group_codes(groups)
+        if (codes[1:] >= codes[:-1]).all():
+            order = np.arange(len(codes))  # as in most files; sorting them again would take longer
+        else:
+            order = np.argsort(codes, kind="stable")
+        sizes = np.bincount(codes, minlength=len(names))
+        starts = np.cumsum(sizes) - sizes
+        must = _exactly(exactly, n_classes)
+        quotas = _quota_matrix(quota, names, n_classes)
+        if len(quotas) == 1:
+            shapes, shape_of = np.unique(sizes, return_inverse=True)
+            keys = [(int(size), tuple(quotas[0].tolist())) for size in shapes]
+        else:
+            both = np.column_stack([sizes, quotas])
+            shapes, shape_of = np.unique(both, axis=0, return_inverse=True)
+            keys = [(int(size), tuple(row)) for size, *row in shapes.tolist()]
+        batches = []
+        for index, (size, row) in enumerate(keys):
+            chosen = np.flatnonzero(shape_of == index)
+            rows = order[starts[chosen][:, None] + np.arange(size)]
+            batches.append(Batch(rows, row, must, *_how(size, row, must, max_states)))
+        return cls(tuple(batches), codes, n_classes)
+
+    def part(self, rows: NDArray[np.bool_]) -> Plan:
+        """The plan of some whole groups: of ``matrix[rows]`` where this is the plan of ``matrix``.
+
+        Parameters
+        ----------
+        rows
+            bool ``(n_rows,)``: which rows.
+
+        Raises
+        ------
+        UsageError
+            If only a part of a group's rows is chosen.
+        """
+        moved = np.cumsum(rows) - 1
+        batches = []
+        for batch in self.batches:
+            chosen = rows[batch.rows]
+            if (chosen != chosen[:, :1]).any():
+                raise UsageError("rows must hold whole groups; a group is in them in part only.")
+            if chosen.any():
+                fewer = moved[batch.rows[chosen[:, 0]]]
+                batches.append(dataclasses.replace(batch, rows=fewer))
+        return Plan(tuple(batches), self.codes[rows], self.n_classes)
+
+    @property
+    def n_groups(self) -> int:
+        """How many groups."""
+        return sum(batch.n_groups for batch in self.batches)
+
+    @property
+    def is_full(self) -> bool:
+        """Is every place of every group filled? A bias per class cancels out there."""
+        return all(batch.is_full for batch in self.batches)
+
+    @property
+    def alone(self) -> NDArray[np.intp]:
+        """The rows whose groups have no allowed assignment: each of them stays on its own."""
+        rows = [batch.rows.ravel() for batch in self.batches if batch.how == "rows"]
+        return np.concatenate([np.zeros(0, dtype=np.intp), *rows])
+
+
+def checked(
+    probabilities: ArrayLike,
     groups: ArrayLike,
-    n_classes: int,
     quota: Quota = 1,
     *,
     exactly: bool | ArrayLike = False,
     max_states: int = MAX_STATES,
-) -> list[Batch]:
-    """Sort groups by shape and decide for each shape how its posterior is computed.
+) -> tuple[Floats, Plan]:
+    """What every method starts from: usable probabilities, and the plan of their groups.
 
     Parameters
     ----------
-    groups
-        Shape ``(n_rows,)``, the group of each row: integers or strings, in any order.
-    n_classes
-        How many classes there are.
-    quota
-        Places of every class, of each class, or of each group (a mapping from group id to one of
-        the other two).
-    exactly
-        False: a class stands at most ``quota`` times in a group. True: exactly so often. An array
-        ``(n_classes,)`` says it a class.
-    max_states
-        Lattices with more states are approximated.
+    probabilities
+        Shape ``(n_rows, n_classes)``, finite, not negative, no row all zero.
+    groups, quota, exactly, max_states
+        As for :meth:`Plan.of`.
 
     Returns
     -------
-    list of Batch
-        Every row is in one batch, once.
+    matrix
+        float64 ``(n_rows, n_classes)``; the very array that was given where nothing is to be changed.
+    plan
+        Of its rows.
 
     Raises
     ------
     DataError
-        If a group is named by no quota, or groups is not a list.
+        If probabilities or groups are not usable, or a mapping lacks the quota of a group.
     UsageError
-        If a quota is negative, not whole, or has another length than the classes.
+        If quota or exactly make no sense.
     """
-    codes, names = group_codes(groups)
-    if (codes[1:] >= codes[:-1]).all():
-        order = np.arange(len(codes))  # as in most files; sorting them again would take longer
-    else:
-        order = np.argsort(codes, kind="stable")
-    sizes = np.bincount(codes, minlength=len(names))
-    starts = np.cumsum(sizes) - sizes
-    must = _exactly(exactly, n_classes)
-    places = quota_matrix(quota, names, n_classes)
-    if len(places) == 1:
-        shapes, shape_of = np.unique(sizes, return_inverse=True)
-        keys = [(int(size), tuple(places[0].tolist())) for size in shapes]
-    else:
-        both = np.column_stack([sizes, places])
-        shapes, shape_of = np.unique(both, axis=0, return_inverse=True)
-        keys = [(int(size), tuple(row)) for size, *row in shapes.tolist()]
-    batches = []
-    for index, (size, row) in enumerate(keys):
-        chosen = np.flatnonzero(shape_of == index)
-        rows = order[starts[chosen][:, None] + np.arange(size)]
-        how, reason = _how(size, row, must, max_states)
-        batches.append(Batch(rows, row, must, how, reason))
-    return batches
-
-
-def kept_rows(batches: list[Batch]) -> NDArray[np.intp]:
-    """The rows whose groups have no allowed assignment: each of them stays on its own."""
-    rows = [batch.rows.ravel() for batch in batches if batch.how == "rows"]
-    return np.concatenate([np.zeros(0, dtype=np.intp), *rows])
+    matrix = check_probabilities(probabilities, groups)
+    return matrix, Plan.of(groups, matrix.shape[1], quota, exactly=exactly, max_states=max_states)
 
 
 def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
@@ -132,10 +228,10 @@ def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
     DataError
         If ``groups`` is not one-dimensional or its values cannot be told apart (None, NaN).
     """
-    values = _array(groups, "groups")
+    values = as_array(groups, "groups")
     if values.ndim != 1:
         raise DataError(
-            f"groups must be one id a row, shape (n_rows,); its shape is {values.shape}."
+            f"groups must be one id per row, shape (n_rows,); its shape is {values.shape}."
         )
     if values.dtype.kind == "f" and np.isnan(values).any():
         raise DataError(f"groups is NaN in row {int(np.isnan(values).argmax())} (counted from 0).")
@@ -153,56 +249,31 @@ def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
     return codes.astype(np.intp, copy=False), names
 
 
-def quota_matrix(quota: Quota, names: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
-    """Places of each class: shape ``(1, n_classes)`` if all groups agree, else a row a group.
-
-    Raises
-    ------
-    DataError
-        If a mapping lacks a group.
-    UsageError
-        If a quota is negative, not whole, or has another length than the classes.
-    """
-    if not isinstance(quota, Mapping):
-        return _quota_row(quota, n_classes)[None]
-    keys = names.tolist()
-    missing = [key for key in keys if key not in quota]
-    if missing:
-        raise DataError(
-            f"quota names no places for {len(missing)} of {len(keys)} groups (first: {missing[0]!r}). "
-            "Add them, or pass one quota for all groups."
-        )
-    if not keys:
-        return np.zeros((0, n_classes), dtype=np.int64)
-    return np.stack([_quota_row(quota[key], n_classes) for key in keys])
-
-
 def check_probabilities(probabilities: ArrayLike, groups: ArrayLike) -> Floats:
     """The matrix as float64, once it is known to be usable.
 
     Raises
     ------
     DataError
-        If the shape is not ``(n_rows, n_classes)`` with a group a row, or a value is NaN, infinite
-        or negative, or a row is all zero.
+        If the shape is not ``(n_rows, n_classes)`` with one group id per row, or a value is NaN,
+        infinite or negative, or a row is all zero.
     """
-    matrix = _array(probabilities, "probabilities")
+    matrix = as_array(probabilities, "probabilities")
     if matrix.dtype.kind not in "biuf":
         raise DataError(
             f"probabilities must be numbers, shape (n_rows, n_classes); they are {matrix.dtype}. "
             "Convert them to floats."
         )
     matrix = matrix.astype(np.float64, copy=False)
-    n_groups = _array(groups, "groups").shape
+    n_groups = as_array(groups, "groups").shape
     if matrix.ndim != 2 or not matrix.shape[1] or n_groups != matrix.shape[:1]:
         raise DataError(
-            "probabilities must be (n_rows, n_classes) with one group id a row; "
+            "probabilities must be (n_rows, n_classes) with one group id per row; "
             f"the shapes are {matrix.shape} and {n_groups}."
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        total = matrix @ np.ones(
-            matrix.shape[1]
-        )  # several times faster than a sum over few columns
+        # several times faster than a sum over few columns
+        total = matrix @ np.ones(matrix.shape[1])
     # NaN and inf survive a sum, and a minimum finds the negative ones: two passes see everything
     if np.isfinite(total).all() and (matrix.size == 0 or matrix.min() >= 0) and (total > 0).all():
         return matrix
@@ -214,7 +285,14 @@ def check_probabilities(probabilities: ArrayLike, groups: ArrayLike) -> Floats:
     )
 
 
-def _array(values: ArrayLike, name: str) -> NDArray[Any]:
+def as_array(values: ArrayLike, name: str) -> NDArray[Any]:
+    """Anything array-like as an array.
+
+    Raises
+    ------
+    DataError
+        If it is none, with the ``name`` of what it should be.
+    """
     try:
         return np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
@@ -230,11 +308,11 @@ def count_states(n_rows: int, quota: tuple[int, ...]) -> int:
     (128, 466, 9)
     """
     ways = [1] + [0] * n_rows
-    for places in quota:
+    for limit in quota:
         running = [0]
         for value in ways:
             running.append(running[-1] + value)
-        ways = [running[k + 1] - running[max(0, k - places)] for k in range(n_rows + 1)]
+        ways = [running[k + 1] - running[max(0, k - limit)] for k in range(n_rows + 1)]
     return sum(ways)
 
 
@@ -242,10 +320,9 @@ def count_states(n_rows: int, quota: tuple[int, ...]) -> int:
 def _how(
     size: int, quota: tuple[int, ...], must: tuple[bool, ...], max_states: int
 ) -> tuple[How, str]:
-    places = sum(quota)
     needed = sum(c for c, m in zip(quota, must, strict=True) if m)
-    if size > places:
-        return "rows", f"{size} rows for {places} places"
+    if size > sum(quota):
+        return "rows", f"{size} rows for {sum(quota)} places"
     if size < needed:
         return "rows", f"{size} rows for {needed} places that must be filled"
     states = count_states(size, quota)
@@ -255,11 +332,27 @@ def _how(
     return "exact", f"{states:,} states"
 
 
+def _quota_matrix(quota: Quota, names: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
+    """Places of each class: ``(1, n_classes)`` if all groups agree, else ``(n_groups, n_classes)``."""
+    if not isinstance(quota, Mapping):
+        return _quota_row(quota, n_classes)[None]
+    keys = names.tolist()
+    missing = [key for key in keys if key not in quota]
+    if missing:
+        raise DataError(
+            f"quota names no places for {len(missing)} of {len(keys)} groups (first: {missing[0]!r}). "
+            "Add them, or pass one quota for all groups."
+        )
+    if not keys:
+        return np.zeros((0, n_classes), dtype=np.int64)
+    return np.stack([_quota_row(quota[key], n_classes) for key in keys])
+
+
 def _quota_row(quota: int | ArrayLike, n_classes: int) -> NDArray[np.int64]:
-    given = _array(quota, "quota")
+    given = as_array(quota, "quota")
     if given.shape not in {(), (n_classes,)}:
         raise UsageError(
-            f"quota must be one number, or one a class ({n_classes}); its shape is {given.shape}."
+            f"quota must be one number, or one per class ({n_classes}); its shape is {given.shape}."
         )
     if given.dtype.kind not in "iuf" or (given < 0).any() or (given != np.floor(given)).any():
         raise UsageError(f"quota must be whole numbers of 0 or more; it is {given.tolist()}.")
@@ -268,10 +361,10 @@ def _quota_row(quota: int | ArrayLike, n_classes: int) -> NDArray[np.int64]:
 
 
 def _exactly(exactly: bool | ArrayLike, n_classes: int) -> tuple[bool, ...]:
-    given = np.asarray(exactly)
+    given = as_array(exactly, "exactly")
     if given.shape not in {(), (n_classes,)} or given.dtype != np.bool_:
         raise UsageError(
-            f"exactly must be True, False, or one of them a class ({n_classes}); "
+            f"exactly must be True, False, or one of them per class ({n_classes}); "
             f"it is {given.dtype} of shape {given.shape}."
         )
     return tuple(np.broadcast_to(given, (n_classes,)).tolist())

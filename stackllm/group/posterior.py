@@ -16,15 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stackllm.group.lattice import marginals
-from stackllm.group.plan import (
-    MAX_STATES,
-    Batch,
-    Floats,
-    Quota,
-    check_probabilities,
-    plan,
-)
-from stackllm.group.tempering import check_tempering, log_weights, tempered
+from stackllm.group.plan import MAX_STATES, Batch, Floats, Plan, Quota, checked
+from stackllm.group.tempering import AS_IT_IS, Calibration, log_weights, tempered
 
 
 def posterior(
@@ -47,7 +40,7 @@ def posterior(
     groups
         Shape ``(n_rows,)``: integers or strings; rows of a group need not be neighbours.
     quota
-        How many places each class has in a group: one number, one a class, or a mapping from
+        How many places each class has in a group: one number, one per class, or a mapping from
         group id to either.
     temperature
         Divides the log-probabilities first; above 1 flattens. Fit it with
@@ -57,7 +50,7 @@ def posterior(
         leave places free. None: nothing is added.
     exactly
         False: a class has *at most* its quota, so that a group may have fewer rows than places.
-        True, or True a class: all its places are filled.
+        True: all places are filled; bools ``(n_classes,)`` say it per class.
     max_states
         Groups whose lattice is larger are approximated by belief propagation (``bethe``).
 
@@ -65,15 +58,15 @@ def posterior(
     -------
     numpy.ndarray
         Shape ``(n_rows, n_classes)``, float64; every row sums to 1. Groups with more rows than
-        places (or too few for ``exactly``) keep their tempered row probabilities; :func:`plan`
-        lists them.
+        places (or too few for ``exactly``) keep their tempered row probabilities;
+        :class:`~stackllm.group.plan.Plan` lists them.
 
     Raises
     ------
     DataError
-        If the probabilities or groups are not usable.
+        If the probabilities or groups are not usable, or a mapping lacks the quota of a group.
     UsageError
-        If quota, temperature or bias have no sense.
+        If quota, temperature, bias or exactly make no sense.
 
     Examples
     --------
@@ -82,49 +75,46 @@ def posterior(
     >>> posterior([[0.9, 0.1], [0.5, 0.5]], ["q1", "q1"]).round(3).tolist()
     [[0.9, 0.1], [0.1, 0.9]]
     """
-    matrix = check_probabilities(probabilities, groups)
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly, max_states=max_states)
-    return posterior_of(matrix, batches, temperature, bias)
+    matrix, plan = checked(probabilities, groups, quota, exactly=exactly, max_states=max_states)
+    return posterior_of(matrix, plan, Calibration.of(temperature, bias))
 
 
-def posterior_of(
-    matrix: Floats, batches: list[Batch], temperature: float = 1.0, bias: ArrayLike | None = None
-) -> Floats:
-    """The posterior of checked probabilities and a ready plan: what a fit calls again and again.
+def posterior_of(matrix: Floats, plan: Plan, calibration: Calibration = AS_IT_IS) -> Floats:
+    """The posterior of checked probabilities and their plan: what a fit calls again and again.
 
     Parameters
     ----------
-    matrix
-        From :func:`stackllm.group.plan.check_probabilities`.
-    batches
-        From :func:`stackllm.group.plan.plan`.
-    temperature, bias
-        As for :func:`posterior`.
+    matrix, plan
+        From :func:`stackllm.group.plan.checked`.
+    calibration
+        What is done to the rows first.
 
     Returns
     -------
     numpy.ndarray
-        Shape of ``matrix``; every row sums to 1.
+        float64, the shape of ``matrix``; every row sums to 1.
 
     Raises
     ------
     UsageError
-        If temperature or bias have no sense.
+        If the bias does not fit the classes.
     """
-    added = check_tempering(temperature, bias, matrix.shape[1])
     result = np.empty_like(matrix)
-    for batch in batches:
+    for batch in plan.batches:
         # so many groups at a time that the whole of a large file never stands in memory twice
         step = max(1, 8_000_000 // max(1, matrix.shape[1] * batch.rows.shape[1]))
         for start in range(0, batch.n_groups, step):
             rows = batch.rows[start : start + step]
             if _follow(rows):  # as in most files; nothing needs to be copied
-                own = slice(int(rows[0, 0]), int(rows[-1, -1]) + 1)
+                block = slice(int(rows[0, 0]), int(rows[-1, -1]) + 1)
                 shape = (*rows.shape, matrix.shape[1])
-                given, answer = matrix[own].reshape(shape), result[own].reshape(shape)
-                _part(given, batch, temperature, added, answer)
+                _fill(
+                    result[block].reshape(shape), matrix[block].reshape(shape), batch, calibration
+                )
             else:
-                result[rows] = _part(matrix[rows], batch, temperature, added)
+                answer = np.empty((*rows.shape, matrix.shape[1]))
+                _fill(answer, matrix[rows], batch, calibration)
+                result[rows] = answer
     return result
 
 
@@ -133,22 +123,13 @@ def _follow(rows: NDArray[np.intp]) -> bool:
     return bool((np.diff(rows.ravel()) == 1).all())
 
 
-def _part(
-    part: Floats,
-    batch: Batch,
-    temperature: float,
-    bias: Floats | None,
-    out: Floats | None = None,
-) -> Floats:
-    """Rows to posterior for some groups of one shape: ``(n_groups, n_rows, n_classes)``."""
+def _fill(answer: Floats, part: Floats, batch: Batch, calibration: Calibration) -> None:
+    """Put the posterior of some groups of one shape, ``(n_groups, n_rows, n_classes)``, in its place."""
     if batch.how == "exact":
-        return marginals(part, batch.quota, batch.exactly, temperature, bias, out)
-    if batch.how == "rows":
-        found = tempered(part, temperature, bias)
+        marginals(part, batch.quota, batch.exactly, calibration, answer)
+    elif batch.how == "rows":
+        answer[:] = tempered(part, calibration)
     else:
         from stackllm.group.bethe import bethe  # loads scipy.special, which few need
 
-        found = bethe(log_weights(part, temperature, bias), batch.quota, batch.exactly)
-    if out is not None:
-        out[:] = found
-    return found
+        answer[:] = bethe(log_weights(part, calibration), batch.quota, batch.exactly)

@@ -8,10 +8,10 @@ but too little contrast, which a temperature below 1 partly mends.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from stackllm.group.plan import Batch, Floats, Quota, check_probabilities, plan
-from stackllm.group.tempering import LEAST, log_weights, tempered
+from stackllm.group.plan import Floats, Plan
+from stackllm.group.tempering import AS_IT_IS, LEAST, Calibration, log_weights, tempered
 
 MAX_ROUNDS, MOST_ROUNDS = 500, 5000
 """For groups that still move, and for those whose columns are still off by more than :data:`OFF`. Certainties
@@ -21,63 +21,41 @@ OFF = 1e-3
 TOLERANCE = 1e-9
 
 
-def sinkhorn(
-    probabilities: ArrayLike,
-    groups: ArrayLike,
-    quota: Quota = 1,
-    *,
-    temperature: float = 1.0,
-    bias: ArrayLike | None = None,
-    exactly: bool | ArrayLike = False,
+def sinkhorn_of(
+    matrix: Floats,
+    plan: Plan,
+    calibration: Calibration = AS_IT_IS,
+    tolerance: float = TOLERANCE,
 ) -> Floats:
     """Row probabilities balanced inside each group.
 
     Parameters
     ----------
-    probabilities
-        Shape ``(n_rows, n_classes)``, in [0, 1].
-    groups
-        Shape ``(n_rows,)``, the group of each row, in any order.
-    quota, exactly
-        As for :func:`stackllm.group.posterior.posterior`.
-    temperature
-        Divides the log-probabilities; above 0.
-    bias
-        Shape ``(n_classes,)``, added to the tempered log-probabilities. None: nothing is added.
+    matrix, plan
+        From :func:`stackllm.group.plan.checked`.
+    calibration
+        What is done to the rows first.
+    tolerance
+        As for :func:`balance`.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_rows, n_classes)``; every row sums to 1. Groups that do not fit keep their
+        float64, the shape of ``matrix``; every row sums to 1. Groups that do not fit keep their
         tempered row probabilities.
 
     Raises
     ------
-    DataError
-        If the probabilities or groups are not usable.
     UsageError
-        If quota, temperature or bias have no sense.
+        If the bias does not fit the classes.
     """
-    matrix = check_probabilities(probabilities, groups)
-    batches = plan(groups, matrix.shape[1], quota, exactly=exactly)
-    return sinkhorn_of(matrix, batches, temperature, bias)
-
-
-def sinkhorn_of(
-    matrix: Floats,
-    batches: list[Batch],
-    temperature: float = 1.0,
-    bias: ArrayLike | None = None,
-    tolerance: float = TOLERANCE,
-) -> Floats:
-    """:func:`sinkhorn` for checked probabilities and a ready plan."""
-    result = tempered(matrix, temperature, bias)
-    for batch in batches:
+    result = tempered(matrix, calibration)
+    for batch in plan.batches:
         if batch.how == "rows":
             continue
         for start in range(0, batch.n_groups, 2048):
             rows = batch.rows[start : start + 2048]
-            logs = log_weights(matrix[rows], temperature, bias)
+            logs = log_weights(matrix[rows], calibration)
             result[rows] = balance(logs, batch.quota, batch.exactly, tolerance)
     return result
 
@@ -88,29 +66,29 @@ def balance(
     exactly: tuple[bool, ...],
     tolerance: float = TOLERANCE,
 ) -> Floats:
-    """Balance groups of one shape (see :func:`sinkhorn`).
+    """Balance groups of one shape.
 
     Parameters
     ----------
     log_weights
-        Shape ``(n_groups, n_rows, n_classes)``, finite.
+        float64 ``(n_groups, n_rows, n_classes)``, finite.
     quota
-        Places a class; together at least ``n_rows``.
+        Places per class; together at least ``n_rows``.
     exactly
-        A class: must all its places be filled?
+        Per class: must all its places be filled?
     tolerance
         A group is done once no probability moves by so much in a round, and its columns hold what they
-        should to ten times that a row.
+        should to ten times that per row.
 
     Returns
     -------
     numpy.ndarray
-        Shape of ``log_weights``; every row sums to 1.
+        float64, the shape of ``log_weights``; every row sums to 1.
     """
-    places = np.asarray(quota, dtype=np.float64)
-    room = np.flatnonzero(places)
+    limits = np.asarray(quota, dtype=np.float64)
+    room = np.flatnonzero(limits)
     must = (np.asarray(exactly) | (sum(quota) == log_weights.shape[1]))[room, None]
-    wanted = places[room, None]
+    wanted = limits[room, None]
     # groups last, so that every sum runs over long vectors: (n_rows, n_classes, n_groups)
     weights = np.exp(np.maximum(log_weights[:, :, room].transpose(1, 2, 0), LEAST))
     result = np.zeros_like(log_weights.transpose(1, 2, 0))

@@ -1,14 +1,16 @@
-"""Row probabilities as log-weights with a temperature and a bias a class."""
+"""Row probabilities as log-weights with a temperature and a bias per class."""
 
 from __future__ import annotations
 
 import numbers
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from stackllm.errors import UsageError
-from stackllm.group.plan import Floats
+from stackllm.group.plan import Floats, as_array
+from stackllm.probabilities import softmax
 
 SMALLEST = 5e-324
 """What an exact zero counts as: the smallest double, log -744.4. So an impossible class is taken
@@ -19,94 +21,107 @@ LEAST = -230.0
 farther away they do not arrive, and contradictory certainties come out as nonsense."""
 
 
-def log_weights(matrix: Floats, temperature: float = 1.0, bias: ArrayLike | None = None) -> Floats:
+@dataclass(frozen=True)
+class Calibration:
+    """What is done to row probabilities before groups are taken together.
+
+    Parameters
+    ----------
+    temperature
+        Divides the log-probabilities, from 1e-6 to 1e6; above 1 it flattens, below 1 it sharpens.
+    bias
+        Added to them then, one number per class. Empty: nothing is added.
+    """
+
+    temperature: float = 1.0
+    bias: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.temperature, numbers.Real) or not 1e-6 <= self.temperature <= 1e6:
+            raise UsageError(
+                f"temperature must be between 1e-6 and 1e6; it is {self.temperature!r}."
+            )
+
+    @classmethod
+    def of(cls, temperature: float, bias: ArrayLike | None) -> Calibration:
+        """From a bias that may be an array ``(n_classes,)`` or None.
+
+        Raises
+        ------
+        DataError
+            If the bias is no array.
+        UsageError
+            If the temperature is out of its range, or the bias is no list of numbers.
+        """
+        if bias is None:
+            return cls(temperature)
+        added = as_array(bias, "bias")
+        if added.ndim != 1 or not len(added) or added.dtype.kind not in "biuf":
+            raise UsageError(
+                f"bias must be one number per class; it is {added.dtype} of shape {added.shape}."
+            )
+        return cls(temperature, tuple(added.astype(np.float64).tolist()))
+
+
+AS_IT_IS = Calibration()
+"""Nothing is done to the rows."""
+
+
+def log_weights(matrix: Floats, calibration: Calibration = AS_IT_IS) -> Floats:
     """``log(p) / temperature + bias``, the largest of each row being 0.
 
     Parameters
     ----------
     matrix
         Shape ``(..., n_classes)``, not negative, no row all zero.
-    temperature
-        Above 0; above 1 it flattens, below 1 it sharpens.
-    bias
-        Shape ``(n_classes,)``. None: nothing is added.
+    calibration
+        Temperature and bias.
 
     Returns
     -------
     numpy.ndarray
-        Shape of ``matrix``, finite.
+        float64, the shape of ``matrix``, finite.
 
     Raises
     ------
     UsageError
-        If the temperature is not a number above 0, or the bias does not fit the classes.
+        If the bias does not fit the classes.
     """
-    added = check_tempering(temperature, bias, matrix.shape[-1])
     logs = np.log(np.maximum(matrix, SMALLEST))
-    logs /= temperature
-    if added is not None:
-        logs += added
+    logs /= calibration.temperature
+    if calibration.bias:
+        bias, n_classes = np.asarray(calibration.bias), matrix.shape[-1]
+        if len(bias) != n_classes or not np.isfinite(bias).all():
+            raise UsageError(
+                f"bias must be {n_classes} finite numbers, one per class; it is {bias.tolist()}."
+            )
+        logs += bias
     logs -= logs.max(axis=-1, keepdims=True)
     return logs
 
 
-def check_tempering(temperature: float, bias: ArrayLike | None, n_classes: int) -> Floats | None:
-    """The bias as an array, once temperature and bias are known to have sense.
-
-    Raises
-    ------
-    UsageError
-        If the temperature is not between 1e-6 and 1e6, or the bias is not ``(n_classes,)`` finite
-        numbers.
-    """
-    check_temperature(temperature)
-    if bias is None:
-        return None
-    added = np.asarray(bias, dtype=np.float64)
-    if added.shape != (n_classes,) or not np.isfinite(added).all():
-        raise UsageError(
-            f"bias must be {n_classes} finite numbers, one a class; it has shape {added.shape}."
-        )
-    return added
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse what cannot divide a log-probability.
-
-    Raises
-    ------
-    UsageError
-        If it is not a number between 1e-6 and 1e6.
-    """
-    if not isinstance(temperature, numbers.Real) or not 1e-6 <= temperature <= 1e6:
-        raise UsageError(f"temperature must be between 1e-6 and 1e6; it is {temperature!r}.")
-
-
-def softmax(logs: Floats) -> Floats:
-    """Exponentials that sum to 1 along the last axis."""
-    powers = np.exp(logs - logs.max(axis=-1, keepdims=True))
-    powers /= powers.sum(axis=-1, keepdims=True)
-    share: Floats = powers
-    return share
-
-
-def tempered(matrix: Floats, temperature: float = 1.0, bias: ArrayLike | None = None) -> Floats:
+def tempered(matrix: Floats, calibration: Calibration = AS_IT_IS) -> Floats:
     """Rows alone, with temperature and bias, that sum to 1.
 
     Where neither does anything, rows that sum to 1 already stay as they are to the last digit.
 
     Parameters
     ----------
-    matrix, temperature, bias
+    matrix, calibration
         As for :func:`log_weights`.
 
     Returns
     -------
     numpy.ndarray
-        Shape of ``matrix``.
+        float64, the shape of ``matrix``.
+
+    Raises
+    ------
+    UsageError
+        If the bias does not fit the classes.
     """
-    if temperature != 1.0 or bias is not None:
-        return softmax(log_weights(matrix, temperature, bias))
+    if calibration != AS_IT_IS:
+        return softmax(log_weights(matrix, calibration))
     total = matrix.sum(axis=-1, keepdims=True)
     result: Floats = np.where(np.abs(total - 1) < 1e-12, matrix, matrix / total)
     result += 0.0  # a zero with a minus sign becomes one without

@@ -14,8 +14,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
-from stackllm.group.optimise import Method, optimise
-from stackllm.group.plan import Batch, Floats, Quota, plan
+from stackllm.group.optimise import Method, optimise_of
+from stackllm.group.plan import Batch, Floats, Plan, checked
+from stackllm.group.tempering import Calibration
 from stackllm.store.atomic import storage_errors
 from stackllm.tables.files import check_text, read_frame, shown
 from stackllm.tables.joining import (
@@ -143,7 +144,8 @@ def improve(request: Request, columns: Columns | None = None) -> Outcome:
     groups = _groups(sub, request, named, project, read)
     quota, quota_name = read_quota(request.quota, sub.classes, groups, group=named.group, read=read)
     method, fit = _method(request, named, sub, project, read)
-    after = optimise(sub.probabilities, groups.codes, quota, method=method, exactly=request.exactly)
+    matrix, plan = checked(sub.probabilities, groups.codes, quota, exactly=request.exactly)
+    after = optimise_of(matrix, plan, method)
     account: dict[str, Any] = {
         "input": str(request.submission),
         "rows": sub.frame.height,
@@ -155,7 +157,7 @@ def improve(request: Request, columns: Columns | None = None) -> Outcome:
         "temperature": method.calibration.temperature,
         "bias": list(method.calibration.bias),
         "blend": asdict(method.blend) if method.name == "blend" else None,
-        **_how(method, groups, quota, request.exactly, len(sub.classes)),
+        **_how(method, groups, plan),
         "fit": fit,
         "score": None,
         "matched_by_row_number": [],
@@ -236,8 +238,6 @@ def _method(
         method = Method(request.method or "posterior")
         if request.temperature is None:
             return method, None
-        from stackllm.group.calibration import Calibration
-
         return Method(method.name, Calibration(request.temperature), method.blend), None
     from stackllm.group.fitting import choose_method
 
@@ -287,14 +287,11 @@ def _labels(
     return joined.to_numpy().astype(np.intp), by_row
 
 
-def _how(
-    method: Method, groups: Groups, quota: Quota, exactly: bool, n_classes: int
-) -> dict[str, Any]:
+def _how(method: Method, groups: Groups, plan: Plan) -> dict[str, Any]:
     """How many groups were done how and why, and which were kept."""
     done: dict[str, dict[str, Any]] = {}
     kept = []
-    batches = plan(groups.codes, n_classes, quota, exactly=exactly) if method.name != "none" else []
-    for batch in batches:
+    for batch in plan.batches if method.name != "none" else ():
         how = _called(method, batch)
         entry = done.setdefault(how, {"how": how, "groups": 0, "rows": 0, "reason": batch.reason})
         entry["groups"] += batch.n_groups

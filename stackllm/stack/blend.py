@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stackllm.crossfit.design import CrossFit, Design
-from stackllm.group.posterior import posterior
+from stackllm.group.plan import Plan
+from stackllm.group.posterior import posterior_of
 from stackllm.metrics import log_loss
 from stackllm.probabilities import log_blend, log_probabilities, softmax
 
@@ -34,9 +35,7 @@ class Blend:
     names: tuple[str, ...]
 
 
-def climb(
-    logs: np.ndarray, groups: np.ndarray, labels: np.ndarray, quota: int, n_steps: int = 60
-) -> np.ndarray:
+def climb(logs: np.ndarray, plan: Plan, labels: np.ndarray, n_steps: int = 60) -> np.ndarray:
     """Weights of log-probabilities by greedy steps on the log loss of the group posterior.
 
     From all weights 0, which is chance, each step adds :data:`STEP` to the weight of the model that
@@ -51,10 +50,10 @@ def climb(
     ----------
     logs
         Log-probabilities ``(n_models, n_rows, n_classes)``.
-    groups, labels
-        Group and class index of each row, ``(n_rows,)``.
-    quota
-        How often a class stands in a group.
+    plan
+        Groups and quotas of the rows.
+    labels
+        Class index of each row, ``(n_rows,)``.
     n_steps
         Most steps to take.
 
@@ -63,15 +62,16 @@ def climb(
     numpy.ndarray
         ``(n_models,)``, 0 or more.
     """
+
+    def loss_of(scores: np.ndarray) -> float:
+        return log_loss(posterior_of(softmax(scores), plan), labels)
+
     counts = np.zeros(len(logs))
     total = np.zeros_like(logs[0])
-    loss = log_loss(posterior(softmax(total), groups, quota), labels)
-    entry = 0.5 * np.log(len(np.unique(groups))) / len(labels)  # nats a row
+    loss = loss_of(total)
+    entry = 0.5 * np.log(plan.n_groups) / len(labels)  # nats per row
     for _ in range(n_steps):
-        tried = [
-            log_loss(posterior(softmax(total + STEP * added), groups, quota), labels)
-            for added in logs
-        ]
+        tried = [loss_of(total + STEP * added) for added in logs]
         best = int(np.argmin(np.array(tried) + entry * (counts == 0)))
         if tried[best] >= loss - max(1e-6, entry * (counts[best] == 0)):
             break
@@ -97,11 +97,11 @@ def cross_blend(models: dict[str, CrossFit], design: Design, quota: int) -> Blen
     oof = np.empty_like(oofs[0])
     test = np.empty_like(tests[0])
     weights = np.empty((design.n_folds, len(models)))
+    plan = Plan.of(design.train_groups, oofs.shape[2], quota)
     for fold in range(design.n_folds):
-        rest, own = design.folds != fold, design.folds == fold
-        weights[fold] = climb(
-            log_probabilities(oofs[:, rest]), design.train_groups[rest], design.labels[rest], quota
-        )
-        oof[own] = log_blend(oofs[:, own], weights[fold])
+        rest, inside = design.folds != fold, design.folds == fold
+        logs = log_probabilities(oofs[:, rest])
+        weights[fold] = climb(logs, plan.part(rest), design.labels[rest])
+        oof[inside] = log_blend(oofs[:, inside], weights[fold])
         test[fold] = log_blend(tests[:, fold], weights[fold])
     return Blend(CrossFit(oof, test), weights, tuple(models))

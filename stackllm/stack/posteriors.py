@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from stackllm.crossfit.design import CrossFit, Design
-from stackllm.group.calibration import fit_temperature
-from stackllm.group.posterior import posterior
+from stackllm.group.calibration import temperature_of
+from stackllm.group.plan import Plan, check_probabilities, checked
+from stackllm.group.posterior import posterior_of
+from stackllm.group.tempering import Calibration
 from stackllm.probabilities import log_probabilities, softmax
 
 
@@ -54,17 +56,15 @@ def cross_posteriors(
         Of the posteriors of every fold, for predictions that are calibrated to them. None: fitted
         on the other folds.
     """
+    matrix, plan = checked(predictions.oof, design.train_groups, quota)
     oof = np.empty_like(predictions.oof)
     temperatures = np.full(design.n_folds, temperature or 1.0)
     for fold in range(design.n_folds):
-        rest, own = design.folds != fold, design.folds == fold
+        rest, inside = design.folds != fold, design.folds == fold
         if temperature is None:
-            temperatures[fold] = fit_temperature(
-                predictions.oof[rest], design.train_groups[rest], design.labels[rest], quota
-            )
-        oof[own] = posterior(
-            predictions.oof[own], design.train_groups[own], quota, temperature=temperatures[fold]
-        )
+            temperatures[fold] = temperature_of(matrix[rest], plan.part(rest), design.labels[rest])
+        calibration = Calibration(float(temperatures[fold]))
+        oof[inside] = posterior_of(matrix[inside], plan.part(inside), calibration)
     test = fold_posteriors(predictions.test, design.test_groups, quota, temperatures)
     return Calibrated(cross_calibrate(predictions, design), CrossFit(oof, test), temperatures)
 
@@ -79,13 +79,14 @@ def cross_calibrate(predictions: CrossFit, design: Design) -> CrossFit:
     design
         Folds.
     """
+    # each row is a group of its own
+    matrix, plan = checked(predictions.oof, np.arange(len(predictions.oof)))
     oof = np.empty_like(predictions.oof)
     test = np.empty_like(predictions.test)
     for fold in range(design.n_folds):
-        rest, own = design.folds != fold, design.folds == fold
-        alone = np.arange(rest.sum())  # each row a group of its own
-        temperature = fit_temperature(predictions.oof[rest], alone, design.labels[rest])
-        oof[own] = softmax(log_probabilities(predictions.oof[own]) / temperature)
+        rest, inside = design.folds != fold, design.folds == fold
+        temperature = temperature_of(matrix[rest], plan.part(rest), design.labels[rest])
+        oof[inside] = softmax(log_probabilities(predictions.oof[inside]) / temperature)
         test[fold] = softmax(log_probabilities(predictions.test[fold]) / temperature)
     return CrossFit(oof, test)
 
@@ -111,9 +112,10 @@ def fold_posteriors(
     numpy.ndarray
         ``(n_folds, n_rows, n_classes)``.
     """
+    plan = Plan.of(groups, test.shape[2], quota)
     return np.stack(
         [
-            posterior(matrix, groups, quota, temperature=temperature)
+            posterior_of(check_probabilities(matrix, groups), plan, Calibration(temperature))
             for matrix, temperature in zip(test, temperatures.tolist(), strict=True)
         ]
     )

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from stackllm import assign, optimise, posterior
 from stackllm.errors import UsageError
-from stackllm.group.blend import BlendParams, blend, fit_blend
-from stackllm.group.calibration import Calibration, fit_calibration, fit_temperature
+from stackllm.group.blend import BlendParams
+from stackllm.group.calibration import fit_temperature
 from stackllm.group.fitting import choose_method, fit_method
 from stackllm.group.optimise import METHODS, Method
-from stackllm.group.sinkhorn import sinkhorn
+from stackllm.group.tempering import Calibration
 from stackllm.metrics import log_loss
 
 
@@ -57,16 +57,16 @@ def test_assignment_fills_what_must_be_filled_and_keeps_overfull_groups() -> Non
 def test_sinkhorn_fills_the_quotas_of_full_groups(seed, places) -> None:
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.ones(4), 4 * places)
-    found = sinkhorn(p, np.zeros(len(p), int), places)
+    found = optimise(p, np.zeros(len(p), int), places, method="sinkhorn")
     assert found.sum(axis=0) == pytest.approx(places, abs=1e-6)
     assert found.sum(axis=1) == pytest.approx(1, abs=1e-12)
-    part = sinkhorn(p[:3], np.zeros(3, int), places)
+    part = optimise(p[:3], np.zeros(3, int), places, method="sinkhorn")
     assert (part.sum(axis=0) <= places + 1e-6).all()
 
 
 def test_sinkhorn_scales_rows_and_columns_and_nothing_else() -> None:
     p, groups, _ = predictions(1)
-    ratio = np.log(sinkhorn(p, groups) / p)
+    ratio = np.log(optimise(p, groups, method="sinkhorn") / p)
     ratio -= ratio[:, :1]
     assert ratio - ratio[:1] == pytest.approx(0, abs=1e-6)
 
@@ -85,11 +85,16 @@ def test_the_fitted_temperature_undoes_a_sharpening(sharpness: float) -> None:
 def test_a_bias_is_found_where_places_stay_free_and_only_there() -> None:
     p, groups, labels = predictions(600)
     tilt = np.array([2.0, 1.0, 1.0, 1.0, 0.5])
-    assert fit_calibration(p * tilt, groups, labels).bias == ()
+    fitted = fit_method("posterior+bias", p * tilt, groups, labels).calibration
+    assert fitted == Calibration(fit_temperature(p * tilt, groups, labels))
     kept = np.random.default_rng(0).random(len(labels)) < 0.5
-    found = fit_calibration((p * tilt)[kept], groups[kept], labels[kept])
+    found = fit_method("posterior+bias", (p * tilt)[kept], groups[kept], labels[kept]).calibration
     expected = -np.log(tilt) + np.log(tilt).mean()
     assert np.array(found.bias) == pytest.approx(expected, abs=0.2)
+
+
+def blend(p, groups, params: BlendParams) -> np.ndarray:
+    return optimise(p, groups, method=Method("blend", blend=params))
 
 
 def test_blend_of_weight_zero_changes_nothing_and_of_one_is_the_assignment() -> None:
@@ -102,7 +107,7 @@ def test_blend_of_weight_zero_changes_nothing_and_of_one_is_the_assignment() -> 
 
 def test_the_blend_that_is_fitted_is_no_worse_than_a_fine_grid() -> None:
     p, groups, labels = predictions(150)
-    found = log_loss(blend(p, groups, fit_blend(p, groups, labels)), labels)
+    found = log_loss(optimise(p, groups, method=fit_method("blend", p, groups, labels)), labels)
     grid = [
         log_loss(blend(p, groups, BlendParams(w, up, down)), labels)
         for w, up, down in itertools.product(np.linspace(0, 1, 9), repeat=3)
@@ -182,7 +187,7 @@ def test_coefficients_outside_0_to_1_are_refused(value) -> None:
 @pytest.mark.parametrize("n_sure", [2, 3])
 def test_sinkhorn_goes_on_until_the_columns_fit(n_sure) -> None:
     p = np.vstack([np.eye(4)[[0] * n_sure], np.full((4 - n_sure, 4), 0.25)])
-    found = sinkhorn(p, np.zeros(4, int), exactly=True)
+    found = optimise(p, np.zeros(4, int), method="sinkhorn", exactly=True)
     assert found.sum(axis=0) == pytest.approx(1, abs=1e-6)
 
 

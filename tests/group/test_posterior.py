@@ -9,11 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stackllm import assign, posterior
+from stackllm import assign, optimise, posterior
 from stackllm.errors import DataError, UsageError
 from stackllm.group.lattice import _logarithmic, _logs, build
-from stackllm.group.plan import count_states, plan
-from stackllm.group.sinkhorn import sinkhorn
+from stackllm.group.plan import Plan, count_states
+from stackllm.group.tempering import Calibration
 
 
 @functools.cache
@@ -91,7 +91,7 @@ def test_temperature_and_bias_are_a_power_and_a_factor(case, temperature, seed) 
 def test_arithmetic_in_logs_gives_the_same(case) -> None:
     p, quota, must = case
     lattice = build(len(p), tuple(np.minimum(quota, len(p)).tolist()), tuple(must.tolist()))
-    logs = _logs(p[:, :, None], 1.0, None)
+    logs = _logs(p[:, :, None], Calibration())
     found = _logarithmic(lattice, logs)[:, :, 0]
     found /= found.sum(axis=1, keepdims=True)
     assert found == pytest.approx(brute_force(p, quota, must), abs=1e-9)
@@ -199,7 +199,7 @@ def test_a_group_with_more_rows_than_places_keeps_its_tempered_rows() -> None:
     found = posterior(p, ["q"] * 3, temperature=2.0)
     root = np.sqrt(p)
     assert found == pytest.approx(root / root.sum(axis=1, keepdims=True))
-    (batch,) = plan(["q"] * 3, 2)
+    (batch,) = Plan.of(["q"] * 3, 2).batches
     assert (batch.how, batch.reason) == ("rows", "3 rows for 2 places")
 
 
@@ -207,6 +207,33 @@ def test_a_row_alone_keeps_its_probabilities() -> None:
     p = np.array([[0.7, 0.2, 0.1]])
     assert posterior(p, ["q"]) == pytest.approx(p)
     assert posterior(p, ["q"], [1, 0, 1]) == pytest.approx(np.array([[0.875, 0, 0.125]]))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_part_of_a_plan_is_the_plan_of_that_part(seed, n_rows, by_group) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 9, n_rows)
+    quota = {g: rng.integers(0, 4, 3) for g in range(9)} if by_group else 2
+    plan = Plan.of(groups, 3, quota, exactly=[True, False, False])
+    rows = np.isin(groups, rng.integers(0, 9, 4))
+    expected = Plan.of(groups[rows], 3, quota, exactly=[True, False, False])
+    part = plan.part(rows)
+    assert (part.n_groups, part.n_classes, part.is_full) == (
+        len(np.unique(groups[rows])),
+        3,
+        expected.is_full,
+    )
+    assert part.alone.tolist() == expected.alone.tolist()
+    for one, other in zip(part.batches, expected.batches, strict=True):
+        assert one.rows.tolist() == other.rows.tolist()
+        assert (one.quota, one.exactly, one.how) == (other.quota, other.exactly, other.how)
+    assert np.array_equal(np.unique(part.codes, return_inverse=True)[1], expected.codes)
+
+
+def test_a_part_of_a_plan_holds_whole_groups() -> None:
+    with pytest.raises(UsageError, match="whole groups"):
+        Plan.of(["a", "b", "a"], 2).part(np.array([True, True, False]))
 
 
 def test_quotas_by_group_and_ids_of_any_kind() -> None:
@@ -218,7 +245,7 @@ def test_quotas_by_group_and_ids_of_any_kind() -> None:
 
 def test_exact_only_where_it_can_be_and_named_otherwise() -> None:
     assert count_states(18, (1,) * 18) == 2**18
-    sizes = {n: plan(np.zeros(n, int), n)[0].how for n in (18, 19)}
+    sizes = {n: Plan.of(np.zeros(n, int), n).batches[0].how for n in (18, 19)}
     assert sizes == {18: "exact", 19: "bethe"}
 
 
@@ -245,7 +272,7 @@ def test_belief_propagation_is_nearer_to_the_exact_marginals_than_sinkhorn(
     groups = np.repeat(np.arange(12), n_classes * places)
     exact = posterior(p, groups, places)
     near = np.abs(posterior(p, groups, places, max_states=0) - exact).mean()
-    tempered = [sinkhorn(p, groups, places, temperature=t) for t in temperatures]
+    tempered = [optimise(p, groups, places, method="sinkhorn", temperature=t) for t in temperatures]
     assert near < 0.015
     assert near < min(np.abs(balanced - exact).mean() for balanced in tempered)
 
@@ -281,7 +308,7 @@ def test_unusable_probabilities_are_refused(p, groups, said) -> None:
     [
         ({"quota": -1}, "whole numbers of 0 or more"),
         ({"quota": 1.5}, "whole numbers of 0 or more"),
-        ({"quota": [1, 1, 1]}, r"one a class \(2\)"),
+        ({"quota": [1, 1, 1]}, r"one per class \(2\)"),
         ({"temperature": 0.0}, "temperature must be between"),
         ({"temperature": float("nan")}, "temperature must be between"),
         ({"bias": [1.0]}, "bias must be 2 finite numbers"),

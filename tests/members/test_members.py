@@ -7,6 +7,7 @@ from scipy.sparse import csr_matrix
 from stackllm.crossfit.design import CrossFit, Design, join
 from stackllm.crossfit.targets import Targets
 from stackllm.errors import UsageError
+from stackllm.group.plan import Plan
 from stackllm.members import frozen, linear
 from stackllm.members.external import ExternalParams, read_external
 from stackllm.members.frozen import FrozenParams
@@ -183,10 +184,11 @@ def test_the_blend_is_no_worse_than_its_best_model_and_leaves_noise_out(design):
 def test_models_that_know_nothing_blend_to_chance():
     rng = np.random.default_rng(5)
     groups, labels = np.repeat(np.arange(40), 3), np.tile([0, 1, 2], 40)
+    plan = Plan.of(groups, 3)
     flat = np.log(np.full((1, 120, 3), 1 / 3))
-    assert climb(flat, groups, labels, 1).tolist() == [0.0]
+    assert climb(flat, plan, labels).tolist() == [0.0]
     wrong = np.log(rng.dirichlet(np.ones(3) * 0.3, (4, 120)) * (1 - np.eye(3)[labels]) + 0.01)
-    assert climb(wrong, groups, labels, 1).tolist() == [0.0] * 4
+    assert climb(wrong, plan, labels).tolist() == [0.0] * 4
 
 
 def test_a_blend_makes_up_for_the_scale_of_a_model(design):
