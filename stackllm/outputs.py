@@ -188,7 +188,7 @@ def _cpu_flags() -> list[str]:
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return []
-    words = set(path.read_text().split())
+    words = set(path.read_text(encoding="utf-8", errors="replace").split())
     return sorted(
         words & {"avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16"}
     )

@@ -87,7 +87,9 @@ def store_model(study: Study, played: Round) -> None:
     }
 
     def fill(folder: Path) -> None:
-        (folder / "model.json").write_text(json.dumps(content, indent=1, sort_keys=True))
+        (folder / "model.json").write_text(
+            json.dumps(content, indent=1, sort_keys=True), encoding="utf-8", newline="\n"
+        )
         for recipe in recipes:
             shutil.copyfile(recipe.path, folder / recipe.path.name)
 
@@ -278,7 +280,7 @@ def _open_model(root: Path) -> tuple[dict[str, Any], Path]:
             f'{root}: there is no finished model here. Run "stackllm stack" or "stackllm run" first, or give --name.'
         )
     open_unit(root, Unit(_UNIT, stored_key(folder)))
-    return json.loads((folder / "model.json").read_text()), folder
+    return json.loads((folder / "model.json").read_text(encoding="utf-8")), folder
 
 
 def _places(study: Study, fits: Sequence[Fit]) -> dict[str, list[tuple[int, str]]]:

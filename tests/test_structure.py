@@ -84,6 +84,19 @@ def test_everything_public_is_documented(path):
             assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
 
 
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_texts_are_the_same_bytes_on_every_system(path):
+    """Windows reads and writes an alphabet of its own, and other ends of lines, unless told."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        call = ast.unparse(node.func).split(".") if isinstance(node, ast.Call) else [""]
+        if call[-1] in {"open", "read_text", "write_text"} and call != ["os", "open"]:
+            named = {keyword.arg for keyword in node.keywords}
+            binary = any(isinstance(it, ast.Constant) and "b" in str(it.value) for it in node.args)
+            where = f"{path.name}:{node.lineno}"
+            assert binary or "encoding" in named or call == ["write_text"], f"{where}: encoding?"
+            assert binary or "newline" in named or call[-1] != "write_text" or len(call) == 1, where
+
+
 def test_every_package_is_in_the_wheel():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {"stackllm." + path.parent.name for path in PACKAGE.glob("*/__init__.py")}

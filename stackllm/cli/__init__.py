@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
@@ -87,6 +88,8 @@ def main() -> None:
     if ranks.rank():
         sys.exit(ranks.follow())
     catch_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file or pipe of Windows has a small alphabet
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with ranks.leading():
             status = cli.main(prog_name="stackllm", standalone_mode=False)

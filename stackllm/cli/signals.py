@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 from types import FrameType
@@ -41,7 +42,8 @@ def catch_signals() -> None:
 def farewell(number: int) -> str:
     """What to tell a user who stopped a command."""
     word = "stopped" if number == signal.SIGINT else "terminated"
-    command = shlex.join(["stackllm", *sys.argv[1:]])
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join  # as the shell there quotes
+    command = join(["stackllm", *sys.argv[1:]])
     return f"{word}; finished work is kept, and the same command goes on from here: {command}"
 
 

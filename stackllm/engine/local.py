@@ -228,7 +228,10 @@ class Engine:
             {"unit": task.unit.path, "key": task.unit.key, "seconds": round(seconds, 3)}
         )
         path = self.root / "timings.jsonl"
-        with storage_errors(path, "writing"), path.open("a") as file:
+        with (
+            storage_errors(path, "writing"),
+            path.open("a", encoding="utf-8", newline="\n") as file,
+        ):
             file.write(line + "\n")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.engine.local import Task, WorkerDiedError, run_task
+from stackllm.store.atomic import process_exists
 
 _PARENT_SECONDS = 0.2
 """How soon a worker notices that the process it works for is gone."""
@@ -131,6 +132,6 @@ def _prepare_worker(parent: int) -> None:
 
 
 def _follow(parent: int) -> None:
-    while os.getppid() == parent:
+    while os.getppid() == parent and process_exists(parent):  # the first never changes on Windows
         time.sleep(_PARENT_SECONDS)
     os._exit(1)

@@ -60,7 +60,7 @@ def note(entry: dict[str, Any]) -> None:
     if path is not None:
         with storage_errors(path, "writing"):
             path.parent.mkdir(exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(entry) + "\n")
 
 

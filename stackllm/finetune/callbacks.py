@@ -59,7 +59,7 @@ class History(TrainerCallback):  # type: ignore[misc]
 
     def record(self, entry: dict[str, Any], **speed: float) -> None:
         """Write a line; its speed goes to those who watch only, so that files are the same again."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(entry) + "\n")
         note({**entry, **speed})
 
@@ -96,7 +96,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         self.losses: list[float] = []
         self.best: dict[str, Any] = {}
         if before and (before / _EPOCHS).exists():
-            self.losses = json.loads((before / _EPOCHS).read_text())
+            self.losses = json.loads((before / _EPOCHS).read_text(encoding="utf-8"))
             self.best = load_file(before / _BEST)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -120,7 +120,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         from safetensors.torch import save_file
 
         if self.losses:
-            (folder / _EPOCHS).write_text(json.dumps(self.losses))
+            (folder / _EPOCHS).write_text(json.dumps(self.losses), encoding="utf-8", newline="\n")
             save_file(self.best, folder / _BEST)
 
 

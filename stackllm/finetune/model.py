@@ -165,9 +165,9 @@ def save_classifier(model: Any, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
     path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])  # a set: its order is chance
-    path.write_text(json.dumps(config, indent=2, sort_keys=True))
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8", newline="\n")
 
 
 def logits(model: Any, batch: Batch) -> Any:

@@ -97,7 +97,7 @@ def _refuse_custom_code(folder: Path) -> None:
     """
     for path in sorted(folder.glob("*config.json")):
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # loading will say it better
             continue
         if isinstance(content, dict) and ({"auto_map", "custom_pipelines"} & content.keys()):
@@ -173,7 +173,9 @@ def _convert(source: Path, folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         tokenizer.save_pretrained(folder)
-    (folder / "complete.json").write_text(json.dumps({"source": _file_digest(source)}))
+    (folder / "complete.json").write_text(
+        json.dumps({"source": _file_digest(source)}), encoding="utf-8", newline="\n"
+    )
 
 
 def _file_digest(path: Path) -> str:

@@ -92,7 +92,9 @@ def fit_boosting(
             "verbosity": -1,
         }
         model = lightgbm.train(options, data, num_boost_round=params.n_trees)
-        (folder / f"model_{i}.txt").write_text(model.model_to_string())
+        (folder / f"model_{i}.txt").write_text(
+            model.model_to_string(), encoding="utf-8", newline="\n"
+        )
 
 
 def predict_boosting(features: np.ndarray, folder: Path) -> np.ndarray:
@@ -103,7 +105,9 @@ def predict_boosting(features: np.ndarray, folder: Path) -> np.ndarray:
     import lightgbm
 
     predictions = [
-        lightgbm.Booster(model_str=path.read_text()).predict(features, num_threads=1)
+        lightgbm.Booster(model_str=path.read_text(encoding="utf-8")).predict(
+            features, num_threads=1
+        )
         for path in sorted(folder.glob("model_*.txt"))
     ]
     return np.asarray(np.mean(predictions, axis=0), dtype=np.float64)

@@ -188,13 +188,13 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
         raise TrainingError(f"{error}{_keep_last_good(model)}") from error
     save_classifier(model, folder)
     content = {"n_classes": targets.n_classes, "params": dataclasses.asdict(params)}
-    (folder / _SETTINGS).write_text(json.dumps(content, indent=1))
+    (folder / _SETTINGS).write_text(json.dumps(content, indent=1), encoding="utf-8", newline="\n")
 
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
     use_one_thread()
-    content = json.loads((folder / _SETTINGS).read_text())
+    content = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
     params = _params(content["params"])
     model, tokenizer = load_classifier(
         folder, params.backbone, params.precision, content["n_classes"],

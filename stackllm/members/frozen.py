@@ -52,7 +52,9 @@ def fit(inputs: Inputs, targets: Targets, params: FrozenParams, seed: int, folde
     weights, bias = logistic(features[targets.rows], targets, chosen, params.max_iter)
     for name, array in {"mean": mean, "scale": scale, "weights": weights, "bias": bias}.items():
         np.save(folder / f"{name}.npy", array)
-    (folder / "head.json").write_text(json.dumps({"c": chosen, "centred": params.centred}))
+    (folder / "head.json").write_text(
+        json.dumps({"c": chosen, "centred": params.centred}), encoding="utf-8", newline="\n"
+    )
 
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
@@ -61,7 +63,7 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
         np.load(folder / f"{name}.npy", allow_pickle=False)
         for name in ("mean", "scale", "weights", "bias")
     )
-    centred = json.loads((folder / "head.json").read_text())["centred"]
+    centred = json.loads((folder / "head.json").read_text(encoding="utf-8"))["centred"]
     features = _standardise(_features(inputs, centred)[rows], mean, scale)
     return softmax((features @ weights.T + bias).astype(np.float64))
 

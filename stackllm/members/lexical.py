@@ -118,12 +118,12 @@ def fit(inputs: Inputs, targets: Targets, params: LexicalParams, seed: int, fold
     weights, bias = logistic(features, targets, params.c, params.max_iter)
     np.save(folder / "weights.npy", weights)
     np.save(folder / "bias.npy", bias)
-    (folder / "views.json").write_text(json.dumps(params.views))
+    (folder / "views.json").write_text(json.dumps(params.views), encoding="utf-8", newline="\n")
 
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
-    views = json.loads((folder / "views.json").read_text())
+    views = json.loads((folder / "views.json").read_text(encoding="utf-8"))
     pieces = [
         _tfidf(
             inputs.counts[view][rows],

@@ -20,7 +20,7 @@ def read_runs(artifacts: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(artifacts.glob("*/run.json")):
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(encoding="utf-8"))
             run = record["settings"]["run"]
             found.append(
                 {

@@ -10,11 +10,13 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stackllm.errors import StorageError
 
@@ -23,6 +25,13 @@ _SYSTEM = re.compile("os error|transport error")
 
 _TRIES = 20
 """How often a folder is moved into its place against others that do the same."""
+
+_PERMISSIONS = (  # Windows says the same of a file that a program, such as a spreadsheet, has open
+    "Check the permissions of the file and its folder, and close any program that has it open."
+)
+
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+"""What a system answers that does not know a call at all, or not for this kind of file."""
 
 
 @contextmanager
@@ -40,8 +49,8 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         reason = error.strerror or str(error)
         step = {
             errno.ENOSPC: "Free some space and run the same command again.",
-            errno.EACCES: "Check the permissions of the file and its folder.",
-            errno.EPERM: "Check the permissions of the file and its folder.",
+            errno.EACCES: _PERMISSIONS,
+            errno.EPERM: _PERMISSIONS,
             errno.EROFS: "Choose a folder that can be written.",
             errno.EISDIR: "Name a file, not a folder.",
         }.get(error.errno or 0, "Run the same command again once this is mended.")
@@ -64,18 +73,43 @@ def make_folder(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names inside ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Make the names inside ``folder`` durable, where the system can.
+
+    Windows opens no folder as a file, and shared folders, network and FUSE mounts may refuse to
+    sync one. What was written there stands all the same, so neither is a failed write.
+    """
     try:
-        os.fsync(handle)
+        handle = os.open(folder, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):
+        return
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return
+        raise
+    try:
+        _sync(handle)
     finally:
         os.close(handle)
 
 
 def fsync_file(path: Path) -> None:
     """Make the bytes of ``path`` durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with path.open("r+b") as file:  # Windows syncs no file that is open for reading only
+        _sync(file.fileno())
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {*UNSUPPORTED, errno.EACCES, errno.EPERM}:
+            raise
+
+
+def _share(path: Path, mode: int) -> None:
+    """Give a file or folder, made for its writer alone, the permissions that others get."""
+    with contextlib.suppress(PermissionError, NotImplementedError):  # of a disk that knows none
+        path.chmod(mode & ~_umask())
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -105,7 +139,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         try:
             write(temporary)
             fsync_file(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            _share(temporary, 0o666)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -153,7 +187,7 @@ def replace_folder(
                 if file.is_file():
                     fsync_file(file)
             fsync_folder(temporary)
-            temporary.chmod(0o777 & ~_umask())
+            _share(temporary, 0o777)
             if is_there():
                 shutil.rmtree(temporary, ignore_errors=True)
                 return
@@ -172,6 +206,11 @@ def is_abandoned(path: Path) -> bool:
 
 def process_exists(pid: int) -> bool:
     """Is there a process of this number on this machine?"""
+    if sys.platform == "win32":  # there os.kill(pid, 0) is Ctrl-C to it
+        import ctypes
+
+        kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+        return windows_process_exists(pid, kernel32, ctypes.get_last_error)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -179,6 +218,28 @@ def process_exists(pid: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def windows_process_exists(pid: int, kernel32: Any, last_error: Callable[[], int]) -> bool:
+    """:func:`process_exists` on Windows, where a process that has ended is a signalled object.
+
+    Parameters
+    ----------
+    pid
+        Number of the process.
+    kernel32
+        The system's library: ``OpenProcess``, ``WaitForSingleObject`` and ``CloseHandle`` are called.
+    last_error
+        Gives the number of the error of the last of these calls.
+    """
+    synchronize, access_denied, signalled = 0x0010_0000, 5, 0
+    handle = kernel32.OpenProcess(synchronize, False, pid)
+    if not handle:
+        return last_error() == access_denied  # of somebody else's process, which is there
+    try:
+        return int(kernel32.WaitForSingleObject(handle, 0)) != signalled
+    finally:
+        kernel32.CloseHandle(handle)
 
 
 def remove_abandoned(path: Path) -> None:
@@ -207,13 +268,16 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     """Rename a folder onto ``path``, whatever stands there and whoever else does the same."""
     for _ in range(_TRIES):
         old = temporary.with_suffix(f".{time.time_ns()}.old")
+        is_free = False
         try:
             with contextlib.suppress(FileNotFoundError):
                 path.replace(old)
+            is_free = True
             temporary.replace(path)
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-                continue  # another writer was faster
+            taken = isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}
+            if taken or (is_free and isinstance(error, OSError) and path.exists()):
+                continue  # another writer was faster; Windows calls that a lack of permission
             if old.exists() and not path.exists():
                 old.replace(path)
             raise

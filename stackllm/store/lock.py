@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from stackllm.errors import LockedError
-from stackllm.store.atomic import make_folder, process_exists, storage_errors, write_text
+from stackllm.store.atomic import (
+    UNSUPPORTED,
+    make_folder,
+    process_exists,
+    storage_errors,
+    write_text,
+)
 from stackllm.store.folder import open_folder
 
 _HOLDER_SECONDS = 3.0
@@ -35,10 +43,9 @@ def locked(root: Path) -> Iterator[None]:
     with storage_errors(root, "making the run's folder"):
         make_folder(root)
     holder = root / ".lock.json"
-    lock = FileLock(root / ".lock")
     with storage_errors(root, "locking"):
         try:
-            lock.acquire(timeout=0)
+            lock = _acquire(root / ".lock")
         except Timeout as error:
             raise LockedError(
                 f"{root}: {_holder(holder)} is writing this run. Wait for it, or choose another with --name."
@@ -53,12 +60,26 @@ def locked(root: Path) -> Iterator[None]:
         lock.release()
 
 
+def _acquire(path: Path) -> BaseFileLock:
+    """The system's lock; on a disk that knows none, a file that stands for one."""
+    lock: BaseFileLock = FileLock(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # filelock's own, where flock is unknown
+            lock.acquire(timeout=0)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in {*UNSUPPORTED, errno.ENOLCK}:
+            raise
+        lock = SoftFileLock(path.with_suffix(".soft"))
+        lock.acquire(timeout=0)
+    return lock
+
+
 def _holder(path: Path) -> str:
     """Who holds the lock; a name that a killed holder left is not believed."""
     deadline = time.monotonic() + _HOLDER_SECONDS
     while time.monotonic() < deadline:
         try:
-            holder = json.loads(path.read_text())
+            holder = json.loads(path.read_text(encoding="utf-8"))
             pid, host = int(holder["pid"]), str(holder["host"])
         except (OSError, ValueError, KeyError, TypeError):
             pid, host = 0, ""

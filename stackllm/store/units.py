@@ -137,7 +137,7 @@ def publish(root: Path, unit: Unit, fill: Callable[[Path], None]) -> Path:
             for path in sorted(temporary.iterdir())
         }
         content = {"unit": unit.path, "key": unit.key, "parts": unit.parts, "files": files}
-        (temporary / MANIFEST).write_text(_signed(content))
+        (temporary / MANIFEST).write_text(_signed(content), encoding="utf-8", newline="\n")
 
     replace_folder(folder, fill_and_sign, lambda: state(root, unit) == REUSED)
     return folder
@@ -192,7 +192,7 @@ def _signed(content: dict[str, Any]) -> str:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    text = (folder / MANIFEST).read_text()
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
     content: dict[str, Any] = json.loads(text)
     content.pop("self")
     if _signed(content) != text:
