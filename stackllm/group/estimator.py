@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.utils import _safe_indexing, assert_all_finite, get_tags, indexable
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    _check_method_params,
+    _num_samples,
+    check_is_fitted,
+    column_or_1d,
+)
 
 from stackllm.crossfit.folds import inner_folds
-from stackllm.group.calibration import fit_temperature
-from stackllm.group.plan import Floats, Quota, group_codes
-from stackllm.group.posterior import posterior
+from stackllm.errors import DataError, UsageError
+from stackllm.group.calibration import fit_temperature, temperature_of
+from stackllm.group.plan import Floats, Plan, Quota, check_probabilities
+from stackllm.group.posterior import posterior_of
+from stackllm.group.tempering import Calibration, tempered
+
+_WAY_OUT = (
+    "Pass groups=…. Where scikit-learn makes the call and passes none on (cross_val_predict, scorers by name, "
+    "searches), keep the groups in a column of X and name it: GroupPosterior(…, group_column=…)."
+)
 
 
 class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -24,16 +41,20 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
     Parameters
     ----------
     estimator
-        Any classifier with ``predict_proba``. None: logistic regression.
+        Any classifier with ``predict_proba``; ``X`` is its own affair: arrays, sparse matrices, lists
+        of texts, frames with named columns. None: logistic regression.
     quota
-        Places each class has in a group: one number, one a class in the order of ``classes_``, or a
-        mapping from group id to either. A mapping must name the groups of every call, those of
-        ``fit`` only where the temperature is fitted.
+        Places each class has in a group: one number, one per class in the order of ``classes_``, or a
+        mapping from group id to either. A mapping must name the groups of every call.
     temperature
         Divides the log-probabilities. None: fitted on out-of-fold predictions of the training
-        rows, split by group.
+        rows, split by group; once for groups and once for rows alone.
     exactly
-        Must all places be filled? False: a class has at most its quota.
+        Must all places be filled? False: a class has at most its quota. Bools ``(n_classes,)`` say it
+        per class.
+    group_column
+        The column of ``X`` that holds each row's group, by its name or number; the classifier does
+        not see it. It is used wherever no ``groups`` are passed. None: there is no such column.
     cv
         Folds for the temperature, 2 or more; only used where it is fitted.
     random_state
@@ -46,14 +67,23 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
     classes_
         Labels, in the order of the columns of ``predict_proba``.
     temperature_
-        What the log-probabilities are divided by.
-    n_features_in_
-        Number of features seen by ``fit``.
+        What the log-probabilities of grouped rows are divided by.
+    row_temperature_
+        The same for rows without groups.
+    grouped_
+        Whether ``fit`` got groups.
+    n_features_in_, feature_names_in_
+        What the classifier inside saw, if it says so.
 
     Notes
     -----
-    ``fit``, ``predict`` and ``predict_proba`` take ``groups`` as metadata and ask for it when routing
-    is on. Without groups each row is a group of its own, and the answer is the calibrated classifier's.
+    Groups come from ``groups``, or from ``group_column``. Without both the quota tells nothing: the
+    answer is that of the classifier with calibrated rows, and a warning says so.
+
+    ``fit``, ``predict``, ``predict_proba``, ``predict_log_proba`` and ``score`` ask for ``groups`` when
+    scikit-learn's metadata routing is on; other metadata goes to the classifier inside, if that asks
+    for it. What scikit-learn itself passes on to no predictor (``cross_val_predict``, scorers by name)
+    only ``group_column`` reaches.
 
     Examples
     --------
@@ -67,6 +97,8 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
     __metadata_request__fit = {"groups": True}  # noqa: RUF012
     __metadata_request__predict = {"groups": True}  # noqa: RUF012
     __metadata_request__predict_proba = {"groups": True}  # noqa: RUF012
+    __metadata_request__predict_log_proba = {"groups": True}  # noqa: RUF012
+    __metadata_request__score = {"groups": True}  # noqa: RUF012
 
     def __init__(
         self,
@@ -74,7 +106,8 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         *,
         quota: Quota = 1,
         temperature: float | None = None,
-        exactly: bool = False,
+        exactly: bool | ArrayLike = False,
+        group_column: str | int | None = None,
         cv: int = 5,
         random_state: int = 0,
     ) -> None:
@@ -82,117 +115,214 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         self.quota = quota
         self.temperature = temperature
         self.exactly = exactly
+        self.group_column = group_column
         self.cv = cv
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> GroupPosterior:
-        """Fit the classifier, and the temperature on its out-of-fold predictions.
+    def fit(self, X: Any, y: ArrayLike, groups: ArrayLike | None = None, **params: Any) -> Self:
+        """Fit the classifier, and the temperatures on its out-of-fold predictions.
 
         Parameters
         ----------
         X
-            Shape ``(n_rows, n_features)``.
+            ``n_rows`` of whatever the classifier takes.
         y
             Shape ``(n_rows,)``, labels.
         groups
-            Shape ``(n_rows,)``. None: every row is a group of its own.
+            Shape ``(n_rows,)``, integers or strings. None: those of ``group_column``; without that
+            every row stands alone.
+        **params
+            Other metadata for the classifier's ``fit``, such as ``sample_weight``.
 
         Returns
         -------
         GroupPosterior
             Itself.
+
+        Raises
+        ------
+        ValueError
+            If labels, groups, quota or temperature make no sense, or the classifier refuses ``X``.
         """
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=None, ensure_all_finite=False)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        labels = column_or_1d(y, warn=True)
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+        self.classes_, truth = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(
+            raise DataError(
                 f"the labels have {len(self.classes_)} class; a classifier needs two or more classes."
             )
-        names = self._names(groups, X.shape[0])
-        self.estimator_ = clone(self._base()).fit(X, y)
-        self.temperature_ = (
-            self._fitted_temperature(X, y, labels, names)
-            if self.temperature is None
-            else float(self.temperature)
-        )
+        X, groups = self._apart(X, groups)
+        X, labels = indexable(X, labels)
+        fixed = None if self.temperature is None else Calibration(self.temperature)
+        # made before anything is fitted, so that a quota that makes no sense is told at once
+        plan = None if groups is None else self._plan(groups)
+        if plan is None:
+            warnings.warn(
+                "GroupPosterior got no groups to fit with, so each row stands alone, its quota tells nothing, and "
+                f"this is the classifier with calibrated probabilities. {_WAY_OUT}",
+                stacklevel=2,
+            )
+        params = self._routed("fit", "fit", groups, params)
+        self.estimator_ = clone(self._inner()).fit(X, labels, **params)
+        self.grouped_ = plan is not None
+        self.temperature_ = self.row_temperature_ = fixed.temperature if fixed else 1.0
+        codes = np.arange(len(truth)) if plan is None else plan.codes
+        oof = None if fixed else self._out_of_fold(X, labels, truth, codes, params)
+        if oof is not None:
+            self.row_temperature_ = fit_temperature(oof, np.arange(len(truth)), truth)
+            self.temperature_ = temperature_of(oof, plan, truth) if plan else self.row_temperature_
         return self
 
-    def predict_proba(self, X: Any, groups: ArrayLike | None = None) -> Floats:
-        """Posterior class probabilities, rows that sum to 1.
+    def predict_proba(self, X: Any, groups: ArrayLike | None = None, **params: Any) -> Floats:
+        """Posterior class probabilities.
 
         Parameters
         ----------
         X
-            Shape ``(n_rows, n_features)``.
+            ``n_rows`` of whatever the classifier takes.
         groups
-            Shape ``(n_rows,)``. None: every row is a group of its own.
+            Shape ``(n_rows,)``, integers or strings: whole groups, in any order. None: those of
+            ``group_column``; without that the answer is that of rows alone.
+        **params
+            Other metadata for the classifier's ``predict_proba``.
 
         Returns
         -------
         numpy.ndarray
-            Shape ``(n_rows, n_classes)``, columns in the order of ``classes_``.
+            float64 ``(n_rows, n_classes)``, columns in the order of ``classes_``; every row sums to 1.
+
+        Raises
+        ------
+        ValueError
+            If it is not fitted, or groups or quota make no sense, or the classifier refuses ``X``.
         """
         check_is_fitted(self)
-        X = validate_data(
-            self, X, accept_sparse="csr", dtype=None, reset=False, ensure_all_finite=False
-        )
-        rows = self.estimator_.predict_proba(X)
-        return posterior(
-            rows,
-            self._names(groups, X.shape[0]),
-            self.quota,
-            temperature=self.temperature_,
-            exactly=self.exactly,
-        )
+        X, groups = self._apart(X, groups)
+        plan = None if groups is None else self._plan(groups)
+        params = self._routed("predict_proba", "predict_proba", groups, params)
+        rows = self.estimator_.predict_proba(X, **params)
+        matrix = check_probabilities(rows, np.arange(len(rows)) if plan is None else plan.codes)
+        if plan is not None:
+            return posterior_of(matrix, plan, Calibration(self.temperature_))
+        if self.grouped_:
+            warnings.warn(
+                "GroupPosterior was fitted with groups and is asked without, so its quota tells nothing, and the "
+                f"answer is that of the classifier with calibrated probabilities. {_WAY_OUT}",
+                stacklevel=2,
+            )
+        return tempered(matrix, Calibration(self.row_temperature_))
 
-    def predict(self, X: Any, groups: ArrayLike | None = None) -> NDArray[Any]:
-        """The likeliest label of each row by the posterior; parameters as for ``predict_proba``."""
-        best = self.predict_proba(X, groups).argmax(axis=1)
+    def predict_log_proba(self, X: Any, groups: ArrayLike | None = None, **params: Any) -> Floats:
+        """Natural logarithm of :meth:`predict_proba`, which see; -inf where that is 0."""
+        with np.errstate(divide="ignore"):
+            logs: Floats = np.log(self.predict_proba(X, groups, **params))
+        return logs
+
+    def predict(self, X: Any, groups: ArrayLike | None = None, **params: Any) -> NDArray[Any]:
+        """The likeliest label of each row, ``(n_rows,)``, by :meth:`predict_proba`, which see."""
+        best = self.predict_proba(X, groups, **params).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
-    def _names(self, groups: ArrayLike | None, n_rows: int) -> NDArray[Any]:
-        """The group of each row, by the id that a quota may name it with."""
-        if groups is None:
-            if isinstance(self.quota, Mapping):
-                raise ValueError("quota goes by group, so groups=… must say the group of each row.")
-            return np.arange(n_rows)
-        group_codes(groups)
-        names = np.asarray(groups)
-        if len(names) != n_rows:
-            raise ValueError(f"groups has {len(names)} entries for {n_rows} rows.")
-        return names
-
-    def _base(self) -> Any:
-        return LogisticRegression() if self.estimator is None else self.estimator
-
-    def _fitted_temperature(
+    def score(
         self,
         X: Any,
-        y: NDArray[Any],
-        labels: NDArray[np.intp],
-        names: NDArray[Any],
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        **params: Any,
     ) -> float:
-        """On out-of-fold predictions; 1 where no split leaves every class to learn from."""
-        codes, distinct = group_codes(names)
-        if len(distinct) < 2:
-            return 1.0
+        """Accuracy of :meth:`predict`, which see, on labels ``(n_rows,)`` with weights ``(n_rows,)``."""
+        predicted = self.predict(X, groups, **params)
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of features that the classifier inside saw."""
+        return int(self.estimator_.n_features_in_)
+
+    @property
+    def feature_names_in_(self) -> NDArray[np.str_]:
+        """Names of the features that the classifier inside saw, ``(n_features_in_,)``."""
+        names: NDArray[np.str_] = self.estimator_.feature_names_in_
+        return names
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Who asks for which metadata: this estimator for groups, the classifier inside for its own."""
+        mapping = MethodMapping().add(caller="fit", callee="fit")
+        for caller in ("predict", "predict_proba", "predict_log_proba", "score"):
+            mapping.add(caller=caller, callee="predict_proba")
+        router = MetadataRouter(owner=self).add_self_request(self)
+        return router.add(estimator=self._inner(), method_mapping=mapping)
+
+    def _inner(self) -> Any:
+        return LogisticRegression() if self.estimator is None else self.estimator
+
+    def _apart(self, X: Any, groups: ArrayLike | None) -> tuple[Any, NDArray[Any] | None]:
+        """What the classifier sees, and the group of each row by the id that a quota may name it with."""
+        if self.group_column is not None:
+            X, column = _without(X, self.group_column)
+            groups = column if groups is None else groups
+        if groups is None:
+            return X, None
+        ids = np.asarray(groups)
+        if ids.ndim == 1 and len(ids) != _num_samples(X):
+            raise DataError(f"groups has {len(ids)} entries for {_num_samples(X)} rows.")
+        return X, ids
+
+    def _plan(self, groups: NDArray[Any]) -> Plan:
+        return Plan.of(groups, len(self.classes_), self.quota, exactly=self.exactly)
+
+    def _routed(
+        self, caller: str, callee: str, groups: ArrayLike | None, params: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What of the metadata the classifier inside gets."""
+        if not get_config()["enable_metadata_routing"]:
+            return params
+        routed = process_routing(self, caller, groups=groups, **params)
+        return dict(routed["estimator"][callee])
+
+    def _out_of_fold(
+        self,
+        X: Any,
+        labels: NDArray[Any],
+        truth: NDArray[np.intp],
+        codes: NDArray[np.intp],
+        params: dict[str, Any],
+    ) -> Floats | None:
+        """Out-of-fold predictions ``(n_rows, n_classes)``; None where no split leaves all classes to learn."""
+        if codes.max() == codes.min():
+            return None
         folds = inner_folds(codes.astype(str), self.cv, self.random_state)
-        oof = np.empty((len(labels), len(self.classes_)))
+        oof = np.empty((len(truth), len(self.classes_)))
         for fold in range(int(folds.max()) + 1):
-            rest, own = folds != fold, folds == fold
-            if len(np.unique(labels[rest])) < len(self.classes_):
-                return 1.0
-            oof[own] = clone(self._base()).fit(X[rest], y[rest]).predict_proba(X[own])
-        return fit_temperature(oof, names, labels, self.quota, exactly=self.exactly)
+            rest, inside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            if len(np.unique(truth[rest])) < len(self.classes_):
+                return None
+            model = clone(self._inner()).fit(
+                _safe_indexing(X, rest), labels[rest], **_check_method_params(X, params, rest)
+            )
+            oof[inside] = model.predict_proba(_safe_indexing(X, inside))
+        return oof
 
     def __sklearn_tags__(self) -> Any:
         """The tags of the classifier inside: what it takes, this takes."""
-        from sklearn.utils import get_tags
-
-        tags = super().__sklearn_tags__()
-        inner = get_tags(self._base())
-        tags.input_tags.sparse = inner.input_tags.sparse
-        tags.input_tags.allow_nan = inner.input_tags.allow_nan
+        tags, inner = super().__sklearn_tags__(), get_tags(self._inner())
+        tags.input_tags, tags.classifier_tags = inner.input_tags, inner.classifier_tags
         return tags
+
+
+def _without(X: Any, column: str | int) -> tuple[Any, ArrayLike]:
+    """A table without one of its columns, and that column."""
+    if isinstance(column, str):
+        columns = list(getattr(X, "columns", []))
+    else:
+        columns = list(range(X.shape[1])) if len(getattr(X, "shape", ())) == 2 else []
+    if column not in columns:
+        raise UsageError(
+            f"group_column is {column!r}, and X has no such column. It has: {columns[:20]}."
+        )
+    values = _safe_indexing(X, column, axis=1)
+    rest = _safe_indexing(X, [name for name in columns if name != column], axis=1)
+    return rest, values.toarray().ravel() if issparse(values) else values
