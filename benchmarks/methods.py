@@ -17,7 +17,9 @@ from stackllm.group.fitting import fit_method
 from stackllm.group.optimise import Method, optimise
 from stackllm.metrics import bootstrap_error, row_losses
 from stackllm.tables.files import read_frame
-from stackllm.tables.joining import groups_joined, join_on_id, label_column, read_labels
+from stackllm.tables.groups import groups_joined
+from stackllm.tables.ids import Rows
+from stackllm.tables.labels import read_truth
 from stackllm.tables.submission import Submission, read_submission
 
 COLUMNS = ("none", "assignment", "blend", "sinkhorn", "posterior", "posterior, T = 1")
@@ -47,14 +49,11 @@ def main() -> None:
 def member(path: Path, options: argparse.Namespace) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Row losses of each method, cross-fitted over five folds of groups."""
     sub = _read(path)
-    groups = groups_joined(sub.frame[sub.id], path, options.truth, options.group, options.id).codes
-    frame = read_frame(options.truth)
-    column = label_column(options.truth, frame.columns, options.target, sub.id)
-    labels = read_labels(
-        options.truth,
-        join_on_id(sub.frame[sub.id], path, frame, options.truth, column, options.id),
-        sub.classes,
-    )
+    rows = Rows(sub.frame[sub.id], path)
+    groups = groups_joined(rows, options.truth, options.group, options.id).codes
+    labels = read_truth(
+        options.truth, rows, sub.classes, target=options.target, id_name=options.id
+    ).labels
     folds = assign_folds(groups.astype(str), 5, 0)
     losses = {name: np.empty(len(labels)) for name in COLUMNS}
     for fold in range(5):

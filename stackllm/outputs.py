@@ -16,7 +16,6 @@ import polars as pl
 from stackllm import __version__
 from stackllm.crossfit.design import CrossFit
 from stackllm.crossfit.pseudo import audit
-from stackllm.errors import DataError
 from stackllm.members.registry import Member
 from stackllm.members.stage import gather_full, gather_places, places_of
 from stackllm.predict import store_model, submitted, submitted_blend
@@ -26,9 +25,8 @@ from stackllm.store.atomic import write_file, write_text
 from stackllm.store.digest import file_digest
 from stackllm.study import Study
 from stackllm.tables.contest import Table
-from stackllm.tables.files import check_text, read_table
+from stackllm.tables.sample import plain_layout, read_sample
 from stackllm.tables.spreadsheet import spreadsheet_safe
-from stackllm.tables.submission import match_classes
 
 _NOT_STORED = {"seconds", "test_one_fold", "test_raw", "test_posterior", "test_se"}
 """Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""
@@ -126,29 +124,12 @@ def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> Non
     DataError
         If the sample's columns do not match the classes or its ids are not the test rows.
     """
-    table, sample = study.table, study.settings.data.sample
-    columns = [f"target_{name}" for name in table.classes]
-    frame = pl.DataFrame(
-        {table.id_name: table.test["row_id"], **dict(zip(columns, probabilities.T, strict=True))}
-    )
-    if sample is not None:
-        frame = _like_sample(Path(sample), frame, table)
+    sample = study.settings.data.sample
+    layout = read_sample(Path(sample), study.table) if sample else plain_layout(study.table)
+    frame = layout.filled(probabilities)
     if study.settings.data.csv_safe:
         frame = spreadsheet_safe(frame)
     write_file(path, frame.write_csv)
-
-
-def _like_sample(path: Path, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
-    sample = read_table(path)
-    id_name = table.id_name if table.id_name in sample.columns else sample.columns[0]
-    own = match_classes(path, [name for name in sample.columns if name != id_name], table.classes)
-    named = frame.rename(dict(zip(frame.columns, [id_name, *own], strict=True)))
-    check_text(path, sample, (id_name,))
-    ids = sample.select(pl.col(id_name).cast(pl.String))
-    joined = ids.join(named, on=id_name, how="left", maintain_order="left")
-    if ids.height != frame.height or joined[own[0]].null_count():
-        raise DataError(f'{path}: the ids in "{id_name}" are not those of the test rows.')
-    return joined.select([name for name in sample.columns if name in joined.columns])
 
 
 def _write(path: Path, rows: pl.DataFrame, table: Table, probabilities: np.ndarray) -> None:

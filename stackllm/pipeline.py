@@ -29,9 +29,8 @@ def stage_one(study: Study, fits: list[Fit]) -> tuple[dict[str, CrossFit], dict[
         study.cache_trunk,
     )
     for params in settings.external:
-        train_ids, test_ids = (tuple(frame["row_id"]) for frame in (table.train, table.test))
         members[params.name], warnings = read_external(
-            params, study.design, train_ids, test_ids, table.classes
+            params, study.design, table.train_rows(), table.test_rows(), table.classes
         )
         for warning in warnings:
             study.engine.reporter.warn(warning)

@@ -153,6 +153,7 @@ def predict_new(
     cache: Engine,
     engine: Engine,
     server: ServerParams | None = None,
+    id_name: str | None = None,
 ) -> tuple[pl.DataFrame, np.ndarray]:
     """Posteriors of new rows.
 
@@ -166,6 +167,8 @@ def predict_new(
         Engines over the shared folder and the run's.
     server
         How a server may be used, if the run asked one. None takes the defaults.
+    id_name
+        What the id column is to be called. None: as in the run.
 
     Returns
     -------
@@ -214,7 +217,7 @@ def predict_new(
     final = fold_posteriors(blended, inputs.groups, model["quota"], temperatures).mean(axis=0)
     columns = [f"target_{name}" for name in model["classes"]]
     return pl.DataFrame(
-        {model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}
+        {id_name or model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}
     ), final
 
 

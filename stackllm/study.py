@@ -72,6 +72,8 @@ def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
     table = read_training(settings.data)
     for note in table.notes:
         engine.reporter.say(note)
+    for warning in table.warnings:
+        engine.reporter.warn(warning)
     rows = table.rows()
     if engine.dry_run and settings.rater.ask:  # what may cost money is counted before all else
         recipes = find_recipes(settings.recipes, (), settings.rater.ask)

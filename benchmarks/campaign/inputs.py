@@ -87,8 +87,11 @@ def _case(folder: Path, kind: str, draw: random.Random) -> Case:
 
 
 def _read(folder: Path, kind: str, draw: random.Random) -> None:
+    import polars as pl
+
     from stackllm.settings import read_settings
     from stackllm.tables.contest import TableParams, read_new, read_training
+    from stackllm.tables.ids import Rows
     from stackllm.tables.labels import read_truth
     from stackllm.tables.submission import read_submission
 
@@ -107,7 +110,7 @@ def _read(folder: Path, kind: str, draw: random.Random) -> None:
         case "test.csv":
             read_new(path, TableParams())
         case _ if draw.random() < 0.2:
-            read_truth(path, ("0", "1"), ("0", "1", "2"))
+            read_truth(path, Rows(pl.Series("id", ["0", "1"]), path), ("0", "1", "2"))
         case _:
             read_training(TableParams(train=str(path)))
 

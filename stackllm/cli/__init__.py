@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import sys
+from typing import Any
 
 import click
 
@@ -54,6 +56,21 @@ class LazyGroup(click.Group):
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             ctx.fail(f'there is no command "{args[0]}". {did_you_mean(args[0], COMMANDS)}')
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a setting in an error is called as the option that the command has for it."""
+        try:
+            return super().invoke(ctx)
+        except StackllmError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            options = {param.name: param.opts[-1] for param in command.params} if command else {}
+            told = re.sub(
+                r"\bthe setting (\w+)",
+                lambda match: options.get(match[1], match[0]),
+                str(error),
+            )
+            error.args = (told, *error.args[1:])
+            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

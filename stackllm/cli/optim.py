@@ -50,6 +50,11 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["name", "suffix", "position"]),
             help="How labels name classes. [default: whichever fits]",
         ),
+        click.option(
+            "--same-question",
+            type=click.Choice(["normalised", "exact"]),
+            help="When two question texts are one group. [default: normalised]",
+        ),
         click.option("--target", metavar="COLUMN", help="Column of labels. [default: target]"),
         click.option(
             "--group", metavar="COLUMN", help="Column that says which rows belong together."
@@ -71,7 +76,7 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
     "--quota",
     default="1",
     metavar="N|N,N,…|FILE",
-    help="Places a class has in a group. [default: 1]",
+    help="Places of each class in a group. [default: 1]",
 )
 @click.option(
     "--exactly", is_flag=True, help="Every place is filled; else a class has at most its quota."
@@ -92,7 +97,7 @@ def optim(
 ) -> None:
     """Improve a submission of grouped probabilities by what the quotas tell.
 
-    SUB.csv has an id column and a column a class. Rows that belong together come from a group
+    SUB.csv has an id column and a column per class. Rows that belong together come from a group
     column in it, else from --groups, else from the test table of stackllm.toml, else from test.csv.
 
     \b
@@ -103,16 +108,19 @@ def optim(
       stackllm optim submission.csv --quota 2,1,1 --method assignment -o - | head
     """
     from stackllm.errors import UsageError
-    from stackllm.optim.improve import Columns, Request, describe, improve
+    from stackllm.optim.account import describe
+    from stackllm.optim.improve import improve
+    from stackllm.optim.request import Columns, Request, project
     from stackllm.tables.files import write_frame
     from stackllm.tables.spreadsheet import spreadsheet_safe
 
     if output == "-" and as_json:
         raise UsageError("-o - and --json both want the standard output. Name a file with -o.")
     options["temperature"] = _temperature(options["temperature"], options["fit"])
-    columns = Columns(**{name: options.pop(name) for name in ("id", "group", "target", "labels")})
+    names = ("id", "group", "target", "labels", "same_question")
+    columns = Columns(**{name: options.pop(name) for name in names})
     target = _target(submission, output)
-    outcome = improve(Request(submission, **options), columns)
+    outcome = improve(Request(submission, **options), columns, project())
     account = {**outcome.account, "output": output if target is None else str(target)}
     lines = [*describe(account), *([f"wrote {target}"] if target else [])]
     # everything that could still fail comes before the output is there

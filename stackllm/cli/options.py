@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SECTION_OF = {
     "train": "data", "test": "data", "id": "data", "group": "data", "text": "data", "target": "data",
-    "question": "data", "quota": "data", "sample": "data", "csv_safe": "data",
+    "question": "data", "same_question": "data", "quota": "data", "sample": "data", "csv_safe": "data",
     "folds": "run", "parts": "run", "seed": "run",
     "backbone": "encoder", "rounds": "pseudo", "labels": "pseudo",
     "ask": "rater", "max_requests": "server",
@@ -62,6 +62,11 @@ def data_options(command: Command) -> Command:
                 "--question",
                 metavar="COLUMN",
                 help="Question text, if the group column holds no text.",
+            ),
+            click.option(
+                "--same-question",
+                type=click.Choice(["normalised", "exact"]),
+                help="When two question texts are one group.  [normalised]",
             ),
             click.option("--quota", type=int, help="How often each class stands in a group.  [1]"),
             click.option(

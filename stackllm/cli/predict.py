@@ -38,9 +38,18 @@ def predict(new: Path, output: Path | None, **options: Any) -> None:
         from stackllm.tables.files import write_frame
         from stackllm.tables.spreadsheet import spreadsheet_safe
 
-        rows = read_new(new, opened.settings.data)
+        table = read_new(new, opened.settings.data)
+        for note in table.notes:
+            opened.engine.reporter.say(note)
+        for warning in table.warnings:
+            opened.engine.reporter.warn(warning)
         frame, _ = predict_new(
-            opened.engine.root, rows, opened.cache, opened.engine, opened.settings.server
+            opened.engine.root,
+            table.frame,
+            opened.cache,
+            opened.engine,
+            opened.settings.server,
+            table.rows.ids.name,
         )
         if opened.engine.dry_run:
             click.echo(json.dumps({"would_run": {}}) if opened.json else "nothing would run")

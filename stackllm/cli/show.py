@@ -18,7 +18,7 @@ from stackllm.report.leaderboard import leaderboard, member_scores, render
 from stackllm.stack.posteriors import Calibrated
 from stackllm.stack.round import Round
 from stackllm.study import Study
-from stackllm.tables.labels import read_truth
+from stackllm.tables.labels import LABEL_NAMES, read_truth
 
 
 def show_members(opened: Session, study: Study, posteriors: dict[str, Calibrated]) -> None:
@@ -61,7 +61,15 @@ def _truth(opened: Session, study: Study) -> np.ndarray | None:
     path: Path | None = opened.truth
     if path is None:
         return None
-    return read_truth(path, tuple(study.table.test["row_id"]), study.table.classes)
+    target = study.settings.data.target
+    truth = read_truth(
+        path, study.table.test_rows(), study.table.classes, usual=(target, *LABEL_NAMES)
+    )
+    if truth.by_number:
+        study.engine.reporter.warn(
+            f"{path}: no id column, so its rows are matched by number, from 0."
+        )
+    return truth.labels
 
 
 def _print(opened: Session, result: dict[str, Any], lines: list[str]) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 
 from stackllm.crossfit.design import CrossFit, Design
 from stackllm.metrics import log_loss
+from stackllm.tables.ids import Rows
 from stackllm.tables.imports import read_predictions
+from stackllm.tables.submission import Floats
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class ExternalParams:
         What it is called in tables.
     oof
         CSV or Parquet: id (or, where the training table has none, the row's number from 0) and a
-        column a class, for every training row.
+        column per class, for every training row.
     test
         The same for every test row.
     """
@@ -32,31 +34,63 @@ class ExternalParams:
     test: str
 
 
-def read_external(
-    params: ExternalParams,
-    design: Design,
-    train_ids: tuple[str, ...],
-    test_ids: tuple[str, ...],
-    classes: tuple[str, ...],
-) -> tuple[CrossFit, list[str]]:
-    """Read and check an external member.
+def check_external(
+    params: ExternalParams, train: Rows, test: Rows, classes: tuple[str, ...]
+) -> tuple[Floats, Floats]:
+    """Read and check an external member's files, before any work that will need them.
+
+    Parameters
+    ----------
+    params
+        Where they are.
+    train, test
+        The rows that they must hold.
+    classes
+        The classes that they must hold.
 
     Returns
     -------
-    CrossFit
-        Its predictions; the same test predictions for every fold.
-    list of str
-        Warnings: that its out-of-fold predictions look as if they had seen their rows.
+    oof, test
+        float64 ``(n_train, n_classes)`` and ``(n_test, n_classes)``.
 
     Raises
     ------
     MissingInputError, DataError, StorageError
         With the file, column and row that is wrong.
     """
-    oof = read_predictions(Path(params.oof), train_ids, classes)
-    test = read_predictions(Path(params.test), test_ids, classes)
-    crossfit = CrossFit(oof, np.broadcast_to(test, (design.n_folds, *test.shape)).copy())
-    return crossfit, _in_sample_signs(params, oof, test, design)
+    return (
+        read_predictions(Path(params.oof), train, classes),
+        read_predictions(Path(params.test), test, classes),
+    )
+
+
+def read_external(
+    params: ExternalParams, design: Design, train: Rows, test: Rows, classes: tuple[str, ...]
+) -> tuple[CrossFit, list[str]]:
+    """An external member's predictions, and whether they look as if they had seen their rows.
+
+    Parameters
+    ----------
+    params, train, test, classes
+        As in :func:`check_external`.
+    design
+        Folds and labels.
+
+    Returns
+    -------
+    CrossFit
+        Its predictions; the same test predictions for every fold.
+    list of str
+        Warnings.
+
+    Raises
+    ------
+    MissingInputError, DataError, StorageError
+        As :func:`check_external`.
+    """
+    oof, new = check_external(params, train, test, classes)
+    crossfit = CrossFit(oof, np.broadcast_to(new, (design.n_folds, *new.shape)).copy())
+    return crossfit, _in_sample_signs(params, oof, new, design)
 
 
 def _in_sample_signs(

@@ -3,102 +3,25 @@
 from __future__ import annotations
 
 import functools
-import math
-import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.errors import DataError, MissingInputError, did_you_mean
 from stackllm.group.optimise import Method, optimise_of
-from stackllm.group.plan import Batch, Floats, Plan, checked
+from stackllm.group.plan import checked
 from stackllm.group.tempering import Calibration
-from stackllm.store.atomic import storage_errors
-from stackllm.tables.files import check_text, read_frame, shown
-from stackllm.tables.joining import (
-    Groups,
-    Read,
-    group_column,
-    groups_joined,
-    groups_within,
-    id_column,
-    join_on_id,
-    label_column,
-    read_labels,
-    read_quota,
-)
-from stackllm.tables.submission import ID_NAMES, Submission, read_submission
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What columns are called; None where the usual names are looked for.
-
-    Parameters
-    ----------
-    id
-        ``--id``: the id column of every file.
-    group
-        ``--group``: the column that says which rows belong together.
-    target
-        ``--target``: the label column of ``--truth`` and ``--fit-truth``.
-    labels
-        ``--labels``: how labels name classes (``name``, ``suffix``, ``position``).
-    """
-
-    id: str | None = None
-    group: str | None = None
-    target: str | None = None
-    labels: str | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to improve, and how; each field is an option of ``stackllm optim``.
-
-    Parameters
-    ----------
-    submission
-        The file to improve.
-    groups
-        A table with ids and groups. None: the submission's own group column, or the project's test
-        table.
-    method
-        A method of :mod:`stackllm.group.optimise`. None: ``posterior``, or with ``fit`` the best.
-    quota
-        A number, numbers a class, or a file.
-    exactly
-        Must every place be filled?
-    temperature
-        None: 1, or with ``fit`` the best.
-    fit, fit_truth
-        Out-of-fold predictions and their labels, to fit on.
-    truth
-        Labels of the submission, to score before and after.
-    renormalise
-        Take rows whatever they sum to.
-    """
-
-    submission: Path
-    groups: Path | None = None
-    method: str | None = None
-    quota: str = "1"
-    exactly: bool = False
-    temperature: float | None = None
-    fit: Path | None = None
-    fit_truth: Path | None = None
-    truth: Path | None = None
-    renormalise: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.fit is None) != (self.fit_truth is None):
-            raise UsageError("--fit and --fit-truth belong together: predictions and their labels.")
-        if self.fit is not None and self.temperature is not None:
-            raise UsageError("--temperature with --fit: give one of them, as --fit finds its own.")
+from stackllm.optim.account import counts, scores
+from stackllm.optim.request import Columns, Request
+from stackllm.tables.files import read_frame
+from stackllm.tables.groups import Groups, SameQuestion, group_column, groups_joined, groups_within
+from stackllm.tables.ids import ID_NAMES, Read, Rows
+from stackllm.tables.labels import LABEL_NAMES, Truth, read_truth
+from stackllm.tables.quota import read_quota
+from stackllm.tables.submission import Submission, read_submission
 
 
 @dataclass(frozen=True)
@@ -118,7 +41,9 @@ class Outcome:
     account: dict[str, Any] = field(default_factory=dict)
 
 
-def improve(request: Request, columns: Columns | None = None) -> Outcome:
+def improve(
+    request: Request, columns: Columns | None = None, project: Mapping[str, Any] | None = None
+) -> Outcome:
     """Read, improve, and account for it; writes nothing.
 
     Parameters
@@ -127,6 +52,8 @@ def improve(request: Request, columns: Columns | None = None) -> Outcome:
         What to do.
     columns
         Names of columns. None: the usual ones.
+    project
+        What ``[data]`` of the settings says of the project's tables. None: nothing.
 
     Returns
     -------
@@ -137,13 +64,14 @@ def improve(request: Request, columns: Columns | None = None) -> Outcome:
     UsageError, MissingInputError, DataError, StorageError
         In one sentence, with file, column, row and the next step.
     """
-    project = _project()
-    named = columns or Columns()
     read = functools.cache(read_frame)  # a pipe that two options name can be read once only
-    sub = _submission(request, named, project)
-    groups = _groups(sub, request, named, project, read)
-    quota, quota_name = read_quota(request.quota, sub.classes, groups, group=named.group, read=read)
-    method, fit = _method(request, named, sub, project, read)
+    files = _Files(columns or Columns(), project or {}, request.renormalise, read)
+    sub = files.submission(request.submission)
+    groups = files.groups(sub, request.groups)
+    quota, quota_name = read_quota(
+        request.quota, sub.classes, groups, group=files.named.group, read=read
+    )
+    method, fit = _method(request, files, sub)
     matrix, plan = checked(sub.probabilities, groups.codes, quota, exactly=request.exactly)
     after = optimise_of(matrix, plan, method)
     account: dict[str, Any] = {
@@ -157,251 +85,155 @@ def improve(request: Request, columns: Columns | None = None) -> Outcome:
         "temperature": method.calibration.temperature,
         "bias": list(method.calibration.bias),
         "blend": asdict(method.blend) if method.name == "blend" else None,
-        **_how(method, groups, plan),
+        **counts(method, groups, plan),
         "fit": fit,
         "score": None,
         "matched_by_row_number": [],
+        "warnings": [groups.merged] if groups.merged else [],
     }
     if request.truth is not None:
-        labels, by_row = _labels(request.truth, sub, named, read)
-        account["score"] = _score(sub.probabilities, after, labels, groups.codes)
-        account["matched_by_row_number"] += [str(request.truth)] * by_row
+        truth = files.truth(request.truth, sub)
+        account["score"] = scores(sub.probabilities, after, truth.labels, groups.codes)
+        account["matched_by_row_number"] += [str(request.truth)] * truth.by_number
     if fit is not None:
-        account["matched_by_row_number"] += [str(request.fit_truth)] * fit.pop("by_row")
+        account["matched_by_row_number"] += [str(request.fit_truth)] * fit.pop("by_number")
     return Outcome(sub.replaced(after), account)
 
 
-def _project() -> dict[str, str]:
-    """``[data]`` of ``stackllm.toml`` in the working directory, empty if there is none."""
-    path = Path("stackllm.toml")
-    if not path.is_file():
-        return {}
-    try:
-        with storage_errors(path, "reading"):
-            table = tomllib.loads(path.read_text(encoding="utf-8")).get("data", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid TOML ({error}). Mend that line.") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path}: [data] must be a table.")
-    wrong = [key for key in ("test", "id", "group") if not isinstance(table.get(key, ""), str)]
-    if wrong:
-        raise DataError(f'{path}: "{wrong[0]}" in [data] must be text in quotes.')
-    return {key: table[key] for key in ("test", "id", "group") if table.get(key)}
+@dataclass(frozen=True)
+class _Files:
+    """How the files of one request are read.
 
+    Parameters
+    ----------
+    named
+        What columns are called.
+    project
+        What the settings say of the project's tables.
+    renormalise
+        Take rows whatever they sum to.
+    read
+        Reads a table, each once.
+    """
 
-def _submission(request: Request, named: Columns, project: dict[str, str]) -> Submission:
-    usual = [project["id"], *ID_NAMES] if "id" in project else ID_NAMES
-    return read_submission(
-        request.submission,
-        id_name=named.id,
-        id_names=usual,
-        # with a name that is not there, what is called like groups is still no class
-        group=lambda header: group_column(header, named.group) or group_column(header, None),
-        renormalise=request.renormalise,
-    )
+    named: Columns
+    project: Mapping[str, Any]
+    renormalise: bool
+    read: Read
 
+    def submission(self, path: Path, classes: Sequence[str] | None = None) -> Submission:
+        """A table of probabilities."""
+        usual = (self.project["id"], *ID_NAMES) if "id" in self.project else ID_NAMES
+        return read_submission(
+            path,
+            id_name=self.named.id,
+            id_names=usual,
+            # with a name that is not there, what is called like groups is still no class
+            group=lambda header: (
+                self._group_column(path, header) or group_column(path, header, None)
+            ),
+            classes=classes,
+            renormalise=self.renormalise,
+        )
 
-def _groups(
-    sub: Submission, request: Request, named: Columns, project: dict[str, str], read: Read
-) -> Groups:
-    own = group_column(sub.frame.columns, named.group)
-    if own is not None and request.groups is None:
-        return groups_within(sub.path, sub.frame, own)
-    test = request.groups or Path(project.get("test", "test.csv"))
-    if request.groups is None and not test.exists():
-        if named.group is not None:
+    def groups(self, sub: Submission, table: Path | None) -> Groups:
+        """The groups of a submission: from ``table``, its own column, or the project's test table."""
+        column = self._group_column(sub.path, sub.frame.columns)
+        if column is not None and table is None:
+            return groups_within(sub.path, sub.frame, column, self._same(column))
+        test = table or Path(self.project.get("test", "test.csv"))
+        if table is None and not test.exists():
+            self._refuse(sub, test)
+        return self.groups_joined(sub, test, self.project.get("id"))
+
+    def groups_joined(self, sub: Submission, path: Path, usual_id: str | None = None) -> Groups:
+        """The groups of a submission from another table."""
+        column = self.named.group or self.project.get("group")
+        return groups_joined(
+            _rows(sub), path, column, self.named.id or usual_id, self._same(column), self.read
+        )
+
+    def truth(self, path: Path, sub: Submission) -> Truth:
+        """The labels of a submission's rows."""
+        usual = [self.project["target"]] if "target" in self.project else []
+        return read_truth(
+            path,
+            _rows(sub),
+            sub.classes,
+            target=self.named.target,
+            usual=[*usual, *LABEL_NAMES],
+            id_name=self.named.id,
+            how=self.named.labels,
+            advice="Say which with the setting labels.",
+            read=self.read,
+        )
+
+    def _group_column(self, path: Path, header: Sequence[str]) -> str | None:
+        return group_column(path, header, self.named.group)
+
+    def _same(self, column: str | None) -> SameQuestion:
+        question = self.project.get("question")
+        if question is not None and question != column:  # then the column holds ids
+            return "exact"
+        return self.named.same_question or self.project.get("same_question", "normalised")
+
+    def _refuse(self, sub: Submission, test: Path) -> None:
+        """Say that nothing tells which rows belong together."""
+        if self.named.group is not None:
             raise DataError(
-                f'{sub.path}: there is no column "{named.group}". '
-                f"{did_you_mean(named.group, sub.frame.columns)} If it stands in another table, pass "
-                "--groups TEST.csv."
+                f'{sub.path}: there is no column "{self.named.group}". '
+                f"{did_you_mean(self.named.group, sub.frame.columns)} If it stands in another table, name "
+                "that with the setting groups."
             )
-        if "test" in project:
+        if "test" in self.project:
             raise MissingInputError(
                 f'{test}: there is no such file; stackllm.toml names it ([data] test = "…"). Check the '
-                "path, or pass --groups TEST.csv."
+                "path, or name another table with the setting groups."
             )
         raise MissingInputError(
-            f"{sub.path}: nothing says which rows belong together. Give it a group column "
-            "(--group COLUMN), or pass --groups TEST.csv, or name the test table in stackllm.toml "
+            f"{sub.path}: nothing says which rows belong together. Name its group column with the setting "
+            "group, or a table that has one with the setting groups, or the test table in stackllm.toml "
             '([data] test = "…"), or run where test.csv is.'
         )
-    column = named.group or project.get("group")
-    return groups_joined(
-        sub.frame[sub.id], sub.path, test, column, named.id or project.get("id"), read
-    )
+
+
+def _rows(sub: Submission) -> Rows:
+    return Rows(sub.frame[sub.id], sub.path)
 
 
 def _method(
-    request: Request, named: Columns, sub: Submission, project: dict[str, str], read: Read
+    request: Request, files: _Files, sub: Submission
 ) -> tuple[Method, dict[str, Any] | None]:
+    """The method, and how it was chosen where there is something to fit it on."""
     if request.fit is None or request.fit_truth is None:
-        method = Method(request.method or "posterior")
-        if request.temperature is None:
-            return method, None
-        return Method(method.name, Calibration(request.temperature), method.blend), None
+        name, temperature = request.method or "posterior", request.temperature
+        return Method(name) if temperature is None else Method(name, Calibration(temperature)), None
     from stackllm.group.fitting import choose_method
 
-    oof = read_submission(
-        request.fit, id_name=named.id, classes=sub.classes, renormalise=request.renormalise
-    )
-    own = group_column(oof.frame.columns, named.group)
-    if own is not None:
-        groups = groups_within(oof.path, oof.frame, own)
+    oof = files.submission(request.fit, sub.classes)
+    column = group_column(oof.path, oof.frame.columns, files.named.group)
+    if column is not None:
+        groups = files.groups(oof, None)
     else:
-        column = named.group or project.get("group")
-        ids = oof.frame[oof.id]
-        groups = groups_joined(ids, oof.path, request.fit_truth, column, named.id, read)
+        groups = files.groups_joined(oof, request.fit_truth)
     if len(groups.names) < 2:
         raise DataError(
             f"{oof.path}: it has one group only, and fitting needs two or more: one to fit on and one to "
-            "judge on. Give more groups, or leave out --fit."
+            "judge on. Give more groups, or leave out the setting fit."
         )
-    quota, _ = read_quota(request.quota, sub.classes, groups, group=named.group, read=read)
-    labels, by_row = _labels(request.fit_truth, oof, named, read)
+    quota, _ = read_quota(
+        request.quota, sub.classes, groups, group=files.named.group, read=files.read
+    )
+    truth = files.truth(request.fit_truth, oof)
     report = choose_method(
         oof.probabilities,
         groups.codes,
-        labels,
+        truth.labels,
         quota,
         method=request.method,
         exactly=request.exactly,
     )
     told = asdict(report)
     told["method"] = report.method.name
-    told["by_row"] = by_row
+    told["by_number"] = truth.by_number
     return report.method, told
-
-
-def _labels(
-    path: Path, sub: Submission, named: Columns, read: Read
-) -> tuple[NDArray[np.intp], bool]:
-    """Class index of each row, and whether rows were matched by their number."""
-    frame = read(path)
-    column = label_column(path, frame.columns, named.target, sub.id)
-    check_text(path, frame, [column])
-    # read before they are joined, so that a message counts rows as the file does
-    labels = read_labels(path, frame[column], sub.classes, named.labels)
-    ids, known = sub.frame[sub.id], frame.with_columns(pl.Series(column, labels))
-    joined = join_on_id(ids, sub.path, known, path, column, named.id)
-    by_row = id_column(path, frame, ids, named.id, column) is None
-    return joined.to_numpy().astype(np.intp), by_row
-
-
-def _how(method: Method, groups: Groups, plan: Plan) -> dict[str, Any]:
-    """How many groups were done how and why, and which were kept."""
-    done: dict[str, dict[str, Any]] = {}
-    kept = []
-    for batch in plan.batches if method.name != "none" else ():
-        how = _called(method, batch)
-        entry = done.setdefault(how, {"how": how, "groups": 0, "rows": 0, "reason": batch.reason})
-        entry["groups"] += batch.n_groups
-        entry["rows"] += batch.rows.size
-        if batch.reason not in entry["reason"] and len(entry["reason"]) < 200:
-            entry["reason"] += f"; {batch.reason}"
-        if batch.how == "rows":
-            names = [groups.names[code] for code in groups.codes[batch.rows[:, 0]].tolist()]
-            kept += [
-                {"group": name[:200], "rows": batch.rows.shape[1], "reason": batch.reason}
-                for name in names
-            ]
-    return {"how": list(done.values()), "kept": kept}
-
-
-def _called(method: Method, batch: Batch) -> str:
-    if batch.how == "rows":
-        return "kept"
-    if method.name == "posterior":
-        return {"exact": "exact", "bethe": "belief propagation"}[batch.how]
-    return method.name
-
-
-def _score(
-    before: Floats, after: Floats, labels: NDArray[np.intp], groups: NDArray[np.intp]
-) -> dict[str, Any]:
-    from stackllm.metrics import group_exact_accuracy, row_losses
-
-    raw = before / before.sum(axis=1, keepdims=True)
-    told: dict[str, Any] = {}
-    losses, hits = {}, {}
-    for name, matrix in (("before", raw), ("after", after)):
-        guess = matrix.argmax(axis=1)
-        losses[name], hits[name] = row_losses(matrix, labels), (guess == labels).astype(float)
-        exact = np.ones(int(groups.max()) + 1)
-        exact[groups[guess != labels]] = 0.0
-        told[name] = {
-            "log_loss": float(losses[name].mean()),
-            "log_loss_error": _error(losses[name], groups),
-            "accuracy": float(hits[name].mean()),
-            "accuracy_error": _error(hits[name], groups),
-            "group_exact_accuracy": group_exact_accuracy(guess, labels, groups),
-            "group_exact_accuracy_error": _error(exact, np.arange(len(exact))),
-        }
-    told["gain"] = told["before"]["log_loss"] - told["after"]["log_loss"]
-    told["gain_error"] = _error(losses["before"] - losses["after"], groups)
-    return told
-
-
-def _error(values: Floats, groups: NDArray[np.intp]) -> float | None:
-    """Standard error over groups; None where a single group leaves it unknown."""
-    from stackllm.metrics import bootstrap_error
-
-    error = bootstrap_error(values, groups)
-    return None if math.isnan(error) else error
-
-
-def describe(account: dict[str, Any]) -> list[str]:
-    """The account in lines for a person to read."""
-    groups = account["groups"]
-    lines = [
-        f"{account['input']}: {account['rows']:,} rows, {len(account['classes'])} classes, "
-        f"{groups['count']:,} groups ({groups['source']})"
-    ]
-    if account["fit"] is not None:
-        lines += _describe_fit(account["fit"])
-    settings = account["method"]
-    as_it_came = account["temperature"] == 1 and not account["bias"]
-    if account["method"] in {"posterior", "sinkhorn"} or not as_it_came:
-        settings += f", temperature {account['temperature']:.4g}"
-        settings += ", a bias a class" if account["bias"] else ""
-    lines.append(f"method {settings}, quota {account['quota']}")
-    for entry in account["how"]:
-        lines.append(f"  {entry['how']}: {entry['groups']:,} groups ({entry['reason']})")
-    if account["kept"]:
-        names = ", ".join(shown(entry["group"]) for entry in account["kept"][:3])
-        kept = "kept as they came" if as_it_came else "kept, but for the temperature"
-        lines.append(f"  {kept}: {names}{', …' if len(account['kept']) > 3 else ''}")
-    for path in account["matched_by_row_number"]:
-        lines.append(f"{path}: no id column, so its rows are matched by row number, from 0")
-    if account["score"] is not None:
-        lines += _describe_score(account["score"])
-    return lines
-
-
-def _describe_fit(fit: dict[str, Any]) -> list[str]:
-    scores = ", ".join(f"{name} {loss:.4f}" for name, loss in fit["scores"].items())
-    lines = [f"cross-validated on {fit['n_groups']:,} groups, log loss: {scores}"]
-    gain = _with_error(fit["gain"], fit["gain_error"])
-    if fit["helps"]:
-        lines.append(f"{fit['candidate']} gains {gain} on groups it was not fitted on")
-    else:
-        lines.append(f"no method helps (gain {gain}): the probabilities stay as they are")
-    return lines
-
-
-def _describe_score(score: dict[str, Any]) -> list[str]:
-    lines = []
-    for name in ("before", "after"):
-        row = score[name]
-        parts = [
-            f"{what.replace('_', ' ')} {_with_error(row[what], row[what + '_error'])}"
-            for what in ("log_loss", "accuracy", "group_exact_accuracy")
-        ]
-        lines.append(f"{name:>6}: {', '.join(parts)}")
-    lines.append(f"  gain: log loss {_with_error(score['gain'], score['gain_error'])}")
-    if score["gain_error"] is None:
-        lines.append("  one group only, so nothing tells how sure these numbers are")
-    return lines
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
-from stackllm.tables.files import check_text, read_table
+from stackllm.errors import DataError, MissingInputError, UsageError
+from stackllm.tables.columns import find_column
+from stackllm.tables.files import check_ids, check_text, read_table
+from stackllm.tables.groups import SameQuestion, check_filled, group_ids, said_of_merged
+from stackllm.tables.ids import Rows, id_column, unlike_rows
+from stackllm.tables.labels import plain_labels, sort_classes
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,21 @@ class TableParams:
     train, test
         CSV or Parquet files.
     id
-        Column of row ids. None takes ``id`` where there is one, else the row's number from 0.
+        Column of row ids. None takes ``id`` or ``row_id`` or one called nearly so, else the row's
+        number from 0. A training table may lack it.
     group
-        Column whose (normalised) text says which rows belong together: the question.
+        Column whose text says which rows belong together: the question.
     text
         Column with the response.
     target
         Column of labels in ``train``.
     question
         Column with the question's text, when ``group`` holds something else. None takes ``group``.
+    same_question
+        When two texts of the group column are one question: ``normalised`` if nothing that a reader
+        minds is different (see :func:`stackllm.tables.groups.reading`), ``exact`` if nothing is. Ids
+        (texts without white space, or any where ``question`` is another column) are always compared
+        exactly.
     quota
         How often each class stands in one group.
     sample
@@ -47,6 +56,7 @@ class TableParams:
     text: str = "Response"
     target: str = "target"
     question: str | None = None
+    same_question: SameQuestion = "normalised"
     quota: int = 1
     sample: str | None = None
     csv_safe: bool = False
@@ -54,6 +64,11 @@ class TableParams:
     def __post_init__(self) -> None:
         if self.quota < 1:
             raise UsageError(f"quota must be 1 or more, not {self.quota}.")
+
+    @property
+    def exact(self) -> bool:
+        """Is every difference between two texts of the group column one?"""
+        return self.same_question == "exact" or self.question not in (None, self.group)
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,11 @@ class Table:
     id_name
         What the id column of a submission is called.
     notes
-        What a user should know: counts of empty texts, broken quotas, merged questions.
+        What a user should know: counts of empty texts and broken quotas.
+    warnings
+        What a user should look at: questions that were merged, ids that may not be meant.
+    sources
+        Files of the training and the test table.
     """
 
     train: pl.DataFrame
@@ -79,6 +98,8 @@ class Table:
     classes: tuple[str, ...]
     id_name: str
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    sources: tuple[Path, Path]
 
     @property
     def n_train(self) -> int:
@@ -89,27 +110,33 @@ class Table:
         """All rows without labels, train above test: ``row_id, group_id, question, response``."""
         return pl.concat([self.train.drop("label"), self.test])
 
+    def train_rows(self) -> Rows:
+        """The training rows, to be matched to another table."""
+        return Rows(self.train["row_id"].rename(self.id_name), self.sources[0])
 
-def normalise(text: str) -> str:
-    """A question's text with what makes no difference taken out.
+    def test_rows(self) -> Rows:
+        """The test rows, to be matched to another table."""
+        return Rows(self.test["row_id"].rename(self.id_name), self.sources[1])
 
-    Unicode NFKC, case-folded, white space collapsed, closing punctuation dropped.
 
-    Examples
-    --------
-    >>> normalise("What  is\\nRust ?") == normalise("what is rust")
-    True
+@dataclass(frozen=True)
+class NewRows:
+    """Rows to predict.
+
+    Parameters
+    ----------
+    frame
+        Columns ``row_id, group_id, question, response``, text.
+    rows
+        Their ids, called as their column is.
+    notes, warnings
+        As in :class:`Table`.
     """
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return re.sub(r"[\s.?!…:;,]+$", "", folded) or folded
 
-
-def group_ids(texts: pl.Series) -> pl.Series:
-    """Stable id of each group: 16 hexadecimal digits of the SHA-256 of its normalised text."""
-    names = {
-        text: hashlib.sha256(normalise(text).encode()).hexdigest()[:16] for text in texts.unique()
-    }
-    return texts.replace_strict(names, return_dtype=pl.String).alias("group_id")
+    frame: pl.DataFrame
+    rows: Rows
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def read_training(params: TableParams) -> Table:
@@ -121,121 +148,155 @@ def read_training(params: TableParams) -> Table:
         If a file is not there.
     DataError
         One report of every problem in both files.
+    StorageError
+        If a file cannot be read.
     """
-    missing = [name for name in (params.train, params.test) if not Path(name).exists()]
+    train_path, test_path = Path(params.train), Path(params.test)
+    missing = [str(path) for path in (train_path, test_path) if not path.exists()]
     if missing:
         raise MissingInputError(
-            f"{' and '.join(missing)}: there is no such file. "
-            "Run in the folder that holds train.csv and test.csv, or name them with --train and --test."
+            f"{' and '.join(missing)}: there is no such file. Run in the folder that holds train.csv and "
+            "test.csv, or name them with the setting train and the setting test."
         )
-    problems: list[str] = []
-    notes: list[str] = []
-    train = _read_rows(Path(params.train), params, True, problems, notes)
-    test = _read_rows(Path(params.test), params, False, problems, notes)
-    if problems:
-        raise DataError("\n".join(problems))
+    report = _Report([], [], [])
+    train, _ = _read_rows(train_path, params, True, report)
+    test, id_name = _read_rows(test_path, params, False, report)
+    if report.problems:
+        raise DataError("\n".join(report.problems))
+    # both at once, so that a question has one id in both
+    groups = group_ids(pl.concat([train["group"], test["group"]]), exact=params.exact)
+    train = _grouped(train, groups[: train.height], train_path, report)
+    test = _grouped(test, groups[train.height :], test_path, report)
     classes = sort_classes(train["target"].unique().to_list())
     if len(classes) < 2:
         raise DataError(
             f'{params.train}: column "{params.target}" holds one label only ("{classes[0]}"). Two or more are needed.'
         )
-    label = train["target"].replace_strict(
-        list(classes), list(range(len(classes))), return_dtype=pl.Int32
-    )
+    label = train["target"].replace_strict(classes, range(len(classes)), return_dtype=pl.Int32)
     train = train.drop("target").with_columns(label.alias("label"))
-    notes += _quota_notes(params, train, test, len(classes))
-    return Table(train, test, classes, test_id_name(params), tuple(notes))
+    report.notes.extend(_quota_notes(params, train, test, len(classes)))
+    return Table(
+        train,
+        test,
+        classes,
+        id_name,
+        tuple(report.notes),
+        tuple(report.warnings),
+        (train_path, test_path),
+    )
 
 
-def read_new(path: Path, params: TableParams) -> pl.DataFrame:
-    """Read rows to predict: ``row_id, group_id, question, response``.
+def read_new(path: Path, params: TableParams) -> NewRows:
+    """Read rows to predict.
 
     Raises
     ------
-    MissingInputError, DataError
+    MissingInputError, DataError, StorageError
         As :func:`read_training`.
     """
-    problems: list[str] = []
-    frame = _read_rows(path, params, False, problems, [])
-    if problems:
-        raise DataError("\n".join(problems))
-    return frame
+    report = _Report([], [], [])
+    frame, id_name = _read_rows(path, params, False, report)
+    if report.problems:
+        raise DataError("\n".join(report.problems))
+    frame = _grouped(frame, group_ids(frame["group"], exact=params.exact), path, report)
+    rows = Rows(frame["row_id"].rename(id_name), path)
+    return NewRows(frame, rows, tuple(report.notes), tuple(report.warnings))
 
 
-def test_id_name(params: TableParams) -> str:
-    """What the id column is called in a submission."""
-    return params.id or "id"
+@dataclass(frozen=True)
+class _Report:
+    """What reading tables brings to light: sentences, added as they come."""
 
+    problems: list[str]
+    notes: list[str]
+    warnings: list[str]
 
-def sort_classes(labels: list[str]) -> tuple[str, ...]:
-    """Labels in their order: as numbers when all are integers, else as text."""
-    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
-        return tuple(sorted(labels, key=int))
-    return tuple(sorted(labels))
+    def attempt(self, check: Callable[[], object]) -> bool:
+        """Run a check, and note the problem if there is one: several are reported at once."""
+        try:
+            check()
+        except DataError as error:
+            self.problems.append(str(error))
+            return False
+        return True
 
 
 def _read_rows(
-    path: Path, params: TableParams, labelled: bool, problems: list[str], notes: list[str]
-) -> pl.DataFrame:
-    """Canonical rows of one file; problems and notes are added to the lists."""
+    path: Path, params: TableParams, labelled: bool, report: _Report
+) -> tuple[pl.DataFrame, str]:
+    """Columns ``row_id, group, question, response`` (and ``target``) of one file, and what its id column is called."""
     raw = read_table(path)
-    question = params.question or params.group
-    wanted = [params.group, question, params.text, *([params.target] if labelled else [])]
-    if params.id is not None and not (labelled and params.id not in raw.columns):
-        wanted.append(params.id)
-    lacking = [name for name in dict.fromkeys(wanted) if name not in raw.columns]
-    for name in lacking:
-        problems.append(f'{path}: there is no column "{name}". {did_you_mean(name, raw.columns)}')
-    if lacking:
-        return pl.DataFrame()
-    id_column = params.id or "id"
-    check_text(path, raw, [name for name in (*wanted, id_column) if name in raw.columns])
-    if id_column in raw.columns:
-        ids = raw[id_column].cast(pl.String).fill_null("")
-        problems += _id_problems(path, id_column, ids)
-    else:
-        ids = pl.Series([str(i) for i in range(raw.height)])
-    columns = {
-        "row_id": ids,
-        "group_id": group_ids(raw[params.group].cast(pl.String).fill_null("")),
-        "question": raw[question].cast(pl.String).fill_null(""),
-        "response": raw[params.text].cast(pl.String).fill_null(""),
-    }
-    merged = raw[params.group].n_unique() - columns["group_id"].n_unique()
-    if merged:
-        notes.append(f"{path}: {merged} near-identical questions merged into the group of another.")
-    for name, column in ((params.group, raw[params.group]), (params.text, raw[params.text])):
-        empty = int((column.cast(pl.String).fill_null("").str.strip_chars() == "").sum())
-        if empty:
-            notes.append(f'{path}: {empty} of {raw.height} rows have no text in "{name}".')
+    roles = {"group": params.group, "response": params.text}
+    if params.question is not None:
+        roles["question"] = params.question
     if labelled:
-        target = raw[params.target].cast(pl.String).fill_null("").str.strip_chars()
-        blank = (target == "").arg_true().to_list()
+        roles["target"] = params.target
+    sound = [
+        report.attempt(partial(find_column, path, raw.columns, name, f"{role}s"))
+        for role, name in roles.items()
+    ]
+    if not all(sound):
+        return pl.DataFrame(), ""
+    roles.setdefault("question", params.group)
+    check_text(path, raw, roles.values())
+    columns = {role: raw[name].fill_null("") for role, name in roles.items()}
+    ids, id_name = _ids(path, raw, params, labelled, list(roles.values()), report)
+    report.attempt(partial(check_filled, path, raw[params.group], params.group))
+    for name in dict.fromkeys((roles["question"], params.text)):
+        empty = int((raw[name].fill_null("").str.strip_chars() == "").sum())
+        if empty:
+            report.notes.append(f'{path}: {empty} of {raw.height} rows have no text in "{name}".')
+    if labelled:
+        columns["target"] = plain_labels(columns["target"])
+        blank = columns["target"].is_null().arg_true().to_list()
         if blank:
-            problems.append(
+            report.problems.append(
                 f'{path}: {len(blank)} rows have no label in "{params.target}" (first: row {blank[0] + 1}). '
                 "Fill them in or remove the rows."
             )
-        columns["target"] = target
-    return pl.DataFrame(columns)
+    return pl.DataFrame({"row_id": ids, **columns}), id_name
 
 
-def _id_problems(path: Path, name: str, ids: pl.Series) -> list[str]:
-    problems = []
-    blank = (ids.str.strip_chars() == "").arg_true().to_list()
-    if blank:
-        problems.append(
-            f'{path}: {len(blank)} rows have no id in "{name}" (first: row {blank[0] + 1}). Fill them in.'
-        )
-    twice = ids.filter(ids.is_duplicated() & (ids.str.strip_chars() != ""))
-    if len(twice):
-        first = twice[0]
-        rows = [str(i + 1) for i in (ids == first).arg_true().to_list()[:5]]
-        problems.append(
-            f'{path}: {twice.n_unique()} ids occur more than once in column "{name}" '
-            f"(first: {first}, rows {' and '.join(rows)}). Remove the duplicates or pass --id COLUMN."
-        )
-    return problems
+def _ids(
+    path: Path,
+    raw: pl.DataFrame,
+    params: TableParams,
+    labelled: bool,
+    beside: list[str],
+    report: _Report,
+) -> tuple[pl.Series, str]:
+    """Ids of rows, and what their column is called: ``id`` where rows are numbered."""
+    wanted = None if labelled and params.id not in raw.columns else params.id
+    name: str | None = None
+
+    def look() -> None:
+        nonlocal name
+        name = id_column(path, raw, wanted, beside=beside)
+        if name is not None:
+            check_text(path, raw, [name])
+            check_ids(path, raw, name)
+
+    report.attempt(look)
+    if name is not None:
+        return raw[name], name
+    if not labelled:
+        report.notes.append(f"{path}: no id column, so rows are numbered from 0.")
+        likely = unlike_rows(raw, beside)
+        if likely is not None:
+            report.warnings.append(
+                f'{path}: rows are numbered from 0, though column "{likely}" has another value in each of them. '
+                f'If those are the ids, set id = "{likely}".'
+            )
+    return pl.Series([str(i) for i in range(raw.height)]), "id"
+
+
+def _grouped(frame: pl.DataFrame, groups: pl.Series, path: Path, report: _Report) -> pl.DataFrame:
+    """Rows with the id of their group in place of its text."""
+    merged = said_of_merged(str(path), frame["group"], groups)
+    if merged:
+        report.warnings.append(merged)
+    columns = ["row_id", groups.rename("group_id"), "question", "response"]
+    return frame.select(*columns, *(["target"] if "target" in frame.columns else []))
 
 
 def _quota_notes(

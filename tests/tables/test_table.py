@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllm.errors import DataError, MissingInputError
-from stackllm.tables.contest import TableParams, group_ids, normalise, read_training, sort_classes
+from stackllm.tables.contest import TableParams, group_ids, read_training, sort_classes
 from stackllm.tables.files import read_table
+from stackllm.tables.groups import normalise
 
 TRAIN = "Question,Response,target\nq1,a,0\nq1,b,1\nq2,c,0\nq2,d,1\n"
 TEST = "id,Question,Response\n007,q3,x\n008,q3,y\n"
@@ -35,7 +36,7 @@ def test_kaggle_layout_needs_no_configuration(contest):
     assert table.train["label"].to_list() == [0, 1, 0, 1]
     assert table.train["group_id"].n_unique() == 2
     assert "label" not in table.rows().columns
-    assert table.notes == ()
+    assert table.notes == table.warnings == ()
 
 
 def test_parquet_and_csv_give_the_same_table(contest, tmp_path):
@@ -81,14 +82,14 @@ def test_other_column_names_and_string_labels(contest):
 
 def test_all_problems_are_reported_at_once(contest):
     train = "Question,Respons,target\nq1,a,0\n"
-    test = "id,Question,Response\n1,q3,x\n1,q3,y\n,q3,z\n"
+    test = "id,Question,Response\n1,q3,x\n1,q3,y\n2,,z\n"
     with pytest.raises(DataError) as caught:
         read_training(contest(train, test))
     report = str(caught.value)
     assert 'no column "Response". Did you mean "Respons"?' in report
     assert "1 ids occur more than once" in report
     assert "rows 1 and 2" in report
-    assert "1 rows have no id" in report
+    assert '1 rows have no group in column "Question" (first: row 3)' in report
 
 
 def test_missing_labels_name_their_row(contest):
@@ -96,10 +97,14 @@ def test_missing_labels_name_their_row(contest):
         read_training(contest(TRAIN.replace("q1,b,1", "q1,b,"), TEST))
 
 
-def test_near_identical_questions_are_one_group_and_counted(contest):
-    table = read_training(contest(TRAIN.replace("q1,b", "Q1 ?,b"), TEST))
+def test_near_identical_questions_are_one_group_and_said(contest):
+    table = read_training(
+        contest(TRAIN.replace("q1,b", "What is Rust?,b").replace("q1,a", "what  is rust,a"), TEST)
+    )
     assert table.train["group_id"].n_unique() == 2
-    assert any("1 near-identical questions" in note for note in table.notes)
+    (warning,) = table.warnings
+    assert "1 groups are spelt in several ways" in warning
+    assert '"what is rust" and "What is Rust?"' in warning
 
 
 def test_broken_quotas_and_empty_texts_are_counted(contest):
