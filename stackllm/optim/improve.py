@@ -164,7 +164,7 @@ class _Files:
             usual=[*usual, *LABEL_NAMES],
             id_name=self.named.id,
             how=self.named.labels,
-            advice="Say which with the setting labels.",
+            advice="Say which, suffix or position, with the setting labels.",
             read=self.read,
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from helpers import stackllm
 
 from stackllm import posterior
 
@@ -17,14 +18,7 @@ N_CLASSES = 3
 
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
-    code = "from stackllm.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "optim", *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return stackllm("optim", *arguments, cwd=folder)
 
 
 def refused(folder: Path, code: int, *arguments: object) -> str:
@@ -209,7 +203,7 @@ def test_quotas_by_group(folder: Path) -> None:
 def test_groups_come_from_the_column_the_option_the_project_or_test_csv(folder: Path) -> None:
     (folder / "test.csv").rename(folder / "elsewhere.csv")
     said = refused(folder, 66, "sub.csv")
-    assert all(way in said for way in ("--group COLUMN", "--groups", "stackllm.toml", "test.csv"))
+    assert all(way in said for way in ("--group,", "--groups,", "stackllm.toml", "test.csv"))
     (folder / "stackllm.toml").write_text('[data]\ntest = "elsewhere.csv"\n')
     by_project = run(folder, "sub.csv", "-o", "-")
     (folder / "stackllm.toml").unlink()
@@ -233,8 +227,8 @@ def test_labels_by_name_suffix_or_position_and_ambiguity_shows_both(folder: Path
     assert scores["names.csv"] == scores["suffixes.csv"] == scores["solution.csv"]
     (folder / "from1.optim.csv").unlink()
     said = refused(folder, 65, "from1.csv", "--truth", "either.csv")
-    assert '" by its suffix or column "target_' in said
-    assert "--labels suffix|position" in said
+    assert '" by its suffix or class "target_' in said
+    assert "Say which, suffix or position, with --labels." in said
     assert run(folder, "from1.csv", "--truth", "either.csv", "--labels", "suffix").returncode == 0
 
 
@@ -305,7 +299,7 @@ def test_ids_missing_on_either_side(folder: Path) -> None:
     whole = table(folder / "test.csv")
     whole.head(-2).write_csv(folder / "fewer.csv")
     said = refused(folder, 65, "sub.csv", "--groups", "fewer.csv")
-    assert '2 ids of sub.csv are not in fewer.csv (first: "0118")' in said
+    assert '2 ids of sub.csv are not in fewer.csv (first: "0118", "0119")' in said
     table(folder / "solution.csv").head(-1).with_columns(pl.col("id") + "x").write_csv(
         folder / "bad.csv"
     )
@@ -407,7 +401,9 @@ def test_suffixes_with_leading_zeros_are_numbers(folder: Path) -> None:
     assert scores[0] == scores[1]
     truth.with_columns(pl.col("target").clip(1, 2)).write_csv(folder / "either.csv")
     (folder / "padded.optim.csv").unlink()
-    assert "--labels suffix|position" in refused(folder, 65, "padded.csv", "--truth", "either.csv")
+    assert "suffix or position, with --labels" in refused(
+        folder, 65, "padded.csv", "--truth", "either.csv"
+    )
 
 
 def test_one_group_has_a_score_but_no_error(folder: Path) -> None:
@@ -425,9 +421,7 @@ def test_lists_in_a_parquet_file_are_refused(folder: Path, column: str) -> None:
     assert f'column "{column}" holds List' in refused(folder, 65, "in.parquet")
 
 
-def test_names_that_are_not_utf8_links_in_a_ring_and_narrow_terminals(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_that_are_not_utf8_links_in_a_ring_and_narrow_terminals(folder: Path) -> None:
     name = os.fsdecode(b"x\xff.csv")
     (folder / name).write_bytes((folder / "sub.csv").read_bytes())
     assert run(folder, name).returncode == 0
@@ -436,8 +430,7 @@ def test_names_that_are_not_utf8_links_in_a_ring_and_narrow_terminals(
     assert "symbolic links" in refused(folder, 74, "sub.csv", "-o", "ring")
     text = "id,group,a,b\n1,q€,0.6,0.4\n2,q€,0.5,0.5\n"
     (folder / "euro.csv").write_text(text)
-    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    told = run(folder, "euro.csv", "--quota", "0")
+    told = stackllm("optim", "euro.csv", "--quota", "0", cwd=folder, PYTHONIOENCODING="latin-1")
     assert (told.returncode, told.stderr) == (0, "")
     assert "q\\u20ac" in told.stdout
 

@@ -1,6 +1,9 @@
 """Members on planted signals, and that what is saved is what predicts."""
 
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
@@ -17,6 +20,7 @@ from stackllm.members.registry import DEFAULT_MEMBERS, KINDS
 from stackllm.metrics import accuracy, log_loss
 from stackllm.stack.blend import climb, cross_blend
 from stackllm.stack.posteriors import cross_posteriors
+from stackllm.tables.ids import Rows
 
 N_GROUPS, N_CLASSES = 60, 3
 LABELS = np.tile(np.arange(N_CLASSES), N_GROUPS)
@@ -201,7 +205,8 @@ def test_a_blend_makes_up_for_the_scale_of_a_model(design):
 
 
 def test_external_members_are_checked_and_in_sample_ones_warned_of(design, tmp_path):
-    ids = tuple(str(i) for i in range(120)), tuple(f"t{i}" for i in range(60))
+    ids = [str(i) for i in range(120)], [f"t{i}" for i in range(60)]
+    rows = [Rows(pl.Series("id", some), Path("train.csv")) for some in ids]
     classes = ("0", "1", "2")
 
     def write(name, rows, probabilities):
@@ -215,12 +220,12 @@ def test_external_members_are_checked_and_in_sample_ones_warned_of(design, tmp_p
     honest = noisy(design, 1.0, 0)
     test = write("test.csv", ids[1], honest.test[0])
     params = ExternalParams("x", write("oof.csv", ids[0], honest.oof), test)
-    read, warnings = read_external(params, design, *ids, classes)
+    read, warnings = read_external(params, design, *rows, classes)
     assert np.allclose(read.oof, honest.oof)
     assert read.test.shape == (4, 60, 3)
     assert warnings == []
     cheating = np.full((120, 3), 0.005)
     cheating[np.arange(120), design.labels] = 0.99
     params = ExternalParams("x", write("in.csv", ids[0], cheating), test)
-    _, warnings = read_external(params, design, *ids, classes)
+    _, warnings = read_external(params, design, *rows, classes)
     assert "were its OOF rows in its training data?" in warnings[0]
