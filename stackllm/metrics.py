@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stackllm.errors import DataError
+from stackllm.probabilities import Floats, as_array, as_numbers, group_codes
 
 CLIP = 1e-15
 """Probabilities below this count as this, as in the contest's own metric."""
 
 
-def row_losses(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+def row_losses(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
     """Minus the log of the probability that each row gave to its true class.
 
     Parameters
@@ -33,7 +34,7 @@ def row_losses(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float6
     Raises
     ------
     DataError
-        If the shapes disagree or a label is no column.
+        If the shapes disagree, a probability is no number, a label is no column, or there is no row.
 
     Examples
     --------
@@ -42,7 +43,7 @@ def row_losses(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float6
     """
     matrix, truth = _checked(probabilities, labels)
     given = matrix[np.arange(len(truth)), truth]
-    losses: NDArray[np.float64] = np.maximum(-np.log(np.clip(given, CLIP, 1.0)), 0.0)
+    losses: Floats = np.maximum(-np.log(np.clip(given, CLIP, 1.0)), 0.0)
     return losses
 
 
@@ -61,7 +62,7 @@ def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
     Raises
     ------
     DataError
-        If the shapes disagree, a label is no column, or there is no row.
+        If the shapes disagree, a probability is no number, a label is no column, or there is no row.
     """
     return float(np.mean(row_losses(probabilities, labels)))
 
@@ -84,7 +85,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     Raises
     ------
     DataError
-        If the shapes disagree, a label is no column, or there is no row.
+        If the shapes disagree, a probability is no number, a label is no column, or there is no row.
     """
     matrix, truth = _checked(probabilities, labels)
     return float(np.mean(matrix.argmax(axis=1) == truth))
@@ -110,21 +111,21 @@ def group_exact_accuracy(predicted: ArrayLike, labels: ArrayLike, groups: ArrayL
     Raises
     ------
     DataError
-        If the three lengths differ or are zero.
+        If the three lengths differ or are zero, or groups are no ids.
 
     Examples
     --------
     >>> group_exact_accuracy([0, 1, 0, 1], [0, 1, 1, 1], ["a", "a", "b", "b"])
     0.5
     """
-    guess, truth, names = np.asarray(predicted), np.asarray(labels), np.asarray(groups)
+    guess, truth = as_array(predicted, "predicted"), as_array(labels, "labels")
+    names = as_array(groups, "groups")
     if not guess.shape == truth.shape == names.shape or guess.ndim != 1 or not len(guess):
         raise DataError(
             f"predicted, labels and groups must be three equally long lists of at least one row; "
             f"their shapes are {guess.shape}, {truth.shape} and {names.shape}."
         )
-    _, index = np.unique(names, return_inverse=True)
-    wrong = np.bincount(index, weights=guess != truth)
+    wrong = np.bincount(group_codes(names)[0], weights=guess != truth)
     return float(np.mean(wrong == 0))
 
 
@@ -150,7 +151,7 @@ def auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
     Raises
     ------
     DataError
-        If the shapes disagree, a label is no column, or there is no row.
+        If the shapes disagree, a probability is no number, a label is no column, or there is no row.
 
     Examples
     --------
@@ -199,15 +200,15 @@ def bootstrap_error(
     Raises
     ------
     DataError
-        If the two lengths differ or are zero.
+        If the two lengths differ or are zero, values are no numbers, or groups are no ids.
     """
-    value, names = np.asarray(values, dtype=np.float64), np.asarray(groups)
+    value, names = as_numbers(values, "values"), as_array(groups, "groups")
     if value.shape != names.shape or value.ndim != 1 or not len(value):
         raise DataError(
             f"values and groups must be two equally long lists of at least one row; "
             f"their shapes are {value.shape} and {names.shape}."
         )
-    _, index = np.unique(names, return_inverse=True)
+    index, _ = group_codes(names)
     sums, sizes = np.bincount(index, weights=value), np.bincount(index)
     n_groups = len(sums)
     if n_groups < 2:
@@ -221,19 +222,20 @@ def bootstrap_error(
     return float(np.std(np.concatenate(means), ddof=1))
 
 
-def _checked(
-    probabilities: ArrayLike, labels: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    matrix = np.asarray(probabilities, dtype=np.float64)
-    truth = np.asarray(labels)
+def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.intp]]:
+    matrix, truth = as_numbers(probabilities, "probabilities"), as_array(labels, "labels")
     if matrix.ndim != 2 or truth.shape != matrix.shape[:1] or not len(truth):
         raise DataError(
             f"probabilities must be (n_rows, n_classes) and labels (n_rows,) with at least one "
             f"row; their shapes are {matrix.shape} and {truth.shape}."
         )
-    if truth.dtype.kind not in "iu" or truth.min() < 0 or truth.max() >= matrix.shape[1]:
+    if truth.dtype.kind not in "iu":
         raise DataError(
-            f"labels must be whole numbers from 0 to {matrix.shape[1] - 1}, the index of a "
-            f"column; they are {truth.dtype} from {truth.min()} to {truth.max()}."
+            f"labels must be whole numbers, the index of a column; they are {truth.dtype}."
+        )
+    if truth.min() < 0 or truth.max() >= matrix.shape[1]:
+        raise DataError(
+            f"labels must be from 0 to {matrix.shape[1] - 1}, the index of a column; they are from "
+            f"{truth.min()} to {truth.max()}."
         )
     return matrix, truth.astype(np.intp, copy=False)

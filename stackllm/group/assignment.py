@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.group.plan import Floats, Plan, Quota, checked
+from stackllm.group.plan import Plan, Quota, checked
 from stackllm.group.tempering import AS_IT_IS, Calibration, log_weights
+from stackllm.probabilities import Floats
 
 _MUST = 1e6
 """Worth more than any sum of log-probabilities: a place that must be filled is filled."""

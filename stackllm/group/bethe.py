@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from stackllm.group.plan import Floats
 from stackllm.group.tempering import LEAST
-from stackllm.probabilities import softmax
+from stackllm.probabilities import Floats, softmax
 
 MAX_ROUNDS = 200
 TOLERANCE = 1e-8

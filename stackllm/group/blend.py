@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from stackllm.errors import UsageError
 from stackllm.group.assignment import assign_of, one_hot
-from stackllm.group.plan import Floats, Plan
+from stackllm.group.plan import Plan
 from stackllm.metrics import row_losses
+from stackllm.probabilities import Floats
 
 
 @dataclass(frozen=True)

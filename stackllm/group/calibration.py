@@ -11,10 +11,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.group.plan import Floats, Plan, Quota, checked
+from stackllm.group.plan import Plan, Quota, checked
 from stackllm.group.posterior import posterior_of
 from stackllm.group.tempering import Calibration
 from stackllm.metrics import log_loss
+from stackllm.probabilities import Floats
 
 LOWEST, HIGHEST = 0.05, 100.0
 """Temperatures tried. A best one at an end means that the rows tell nothing, or all."""

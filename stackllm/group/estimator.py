@@ -25,9 +25,10 @@ from sklearn.utils.validation import (
 from stackllm.crossfit.folds import inner_folds
 from stackllm.errors import DataError, UsageError
 from stackllm.group.calibration import fit_temperature, temperature_of
-from stackllm.group.plan import Floats, Plan, Quota, check_probabilities
+from stackllm.group.plan import Plan, Quota
 from stackllm.group.posterior import posterior_of
 from stackllm.group.tempering import Calibration, tempered
+from stackllm.probabilities import Floats, check_probabilities
 
 _WAY_OUT = (
     "Pass groups=…. Where scikit-learn makes the call and passes none on (cross_val_predict, scorers by name, "

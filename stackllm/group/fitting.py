@@ -14,10 +14,11 @@ from stackllm.errors import UsageError
 from stackllm.group.blend import best_blend
 from stackllm.group.calibration import best_temperature, calibration_of, temperature_of
 from stackllm.group.optimise import METHODS, Method, optimise_of
-from stackllm.group.plan import Floats, Plan, Quota, checked
+from stackllm.group.plan import Plan, Quota, checked
 from stackllm.group.sinkhorn import sinkhorn_of
 from stackllm.group.tempering import Calibration
 from stackllm.metrics import bootstrap_error, log_loss, row_losses
+from stackllm.probabilities import Floats
 
 CANDIDATES = ("posterior", "posterior+bias", "blend", "sinkhorn", "none")
 """What is tried when no method is named. ``assignment`` answers 0 or 1, and one wrong row costs 34.5."""

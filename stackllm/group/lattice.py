@@ -8,7 +8,7 @@ for class j::
     B(s)     += w(r, j) B(s + j)      backward
     P(y_r = j) = w(r, j) sum_s F(s) B(s + j) / Z
 
-For one place a class, Z is the permanent of w and the lattice has 2^K states (the subsets, as in
+For one place per class, Z is the permanent of w and the lattice has 2^K states (the subsets, as in
 Bellman's and Held and Karp's programmes of 1962); in general prod(c_j + 1).
 """
 
@@ -23,8 +23,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from stackllm.group.plan import Floats
 from stackllm.group.tempering import AS_IT_IS, Calibration, log_weights
+from stackllm.probabilities import Floats
 
 Table = NDArray[np.intp]
 

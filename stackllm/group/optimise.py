@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike
 from stackllm.errors import UsageError, did_you_mean
 from stackllm.group.assignment import assign_of, one_hot
 from stackllm.group.blend import BlendParams, blend_of
-from stackllm.group.plan import Floats, Plan, Quota, checked
+from stackllm.group.plan import Plan, Quota, checked
 from stackllm.group.posterior import posterior_of
 from stackllm.group.sinkhorn import sinkhorn_of
 from stackllm.group.tempering import Calibration, tempered
+from stackllm.probabilities import Floats
 
 METHODS = ("posterior", "assignment", "blend", "sinkhorn", "none")
 

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stackllm.errors import DataError, UsageError
+from stackllm.probabilities import Floats, as_array, check_probabilities, group_codes
 
 Quota: TypeAlias = int | ArrayLike | Mapping[Any, ArrayLike]
 """One number for every class, one per class, or a mapping of group id to either."""
 
-Floats: TypeAlias = NDArray[np.float64]
 How: TypeAlias = Literal["exact", "bethe", "rows"]
 
 MAX_STATES = 2**18
@@ -216,87 +216,9 @@ def checked(
     UsageError
         If quota or exactly make no sense.
     """
-    matrix = check_probabilities(probabilities, groups)
-    return matrix, Plan.of(groups, matrix.shape[1], quota, exactly=exactly, max_states=max_states)
-
-
-def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
-    """Number the groups: ``(codes, names)`` with ``names[codes] == groups``.
-
-    Raises
-    ------
-    DataError
-        If ``groups`` is not one-dimensional or its values cannot be told apart (None, NaN).
-    """
-    values = as_array(groups, "groups")
-    if values.ndim != 1:
-        raise DataError(
-            f"groups must be one id per row, shape (n_rows,); its shape is {values.shape}."
-        )
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise DataError(f"groups is NaN in row {int(np.isnan(values).argmax())} (counted from 0).")
-    if values.dtype.kind in "iu" and len(values):
-        low, span = int(values.min()), int(values.max()) - int(values.min()) + 1
-        # counting is many times faster than sorting; small types would overflow on the way
-        if span <= 4 * len(values) and abs(low) + span < 2**62:
-            offset = values.astype(np.int64, copy=False) - low
-            seen = np.bincount(offset, minlength=span) > 0
-            return (np.cumsum(seen) - 1)[offset], np.flatnonzero(seen) + low
-    try:
-        names, codes = np.unique(values, return_inverse=True)
-    except TypeError as error:
-        raise DataError(f"groups must be all strings or all numbers: {error}.") from error
-    return codes.astype(np.intp, copy=False), names
-
-
-def check_probabilities(probabilities: ArrayLike, groups: ArrayLike) -> Floats:
-    """The matrix as float64, once it is known to be usable.
-
-    Raises
-    ------
-    DataError
-        If the shape is not ``(n_rows, n_classes)`` with one group id per row, or a value is NaN,
-        infinite or negative, or a row is all zero.
-    """
-    matrix = as_array(probabilities, "probabilities")
-    if matrix.dtype.kind not in "biuf":
-        raise DataError(
-            f"probabilities must be numbers, shape (n_rows, n_classes); they are {matrix.dtype}. "
-            "Convert them to floats."
-        )
-    matrix = matrix.astype(np.float64, copy=False)
-    n_groups = as_array(groups, "groups").shape
-    if matrix.ndim != 2 or not matrix.shape[1] or n_groups != matrix.shape[:1]:
-        raise DataError(
-            "probabilities must be (n_rows, n_classes) with one group id per row; "
-            f"the shapes are {matrix.shape} and {n_groups}."
-        )
-    with np.errstate(over="ignore", invalid="ignore"):
-        # several times faster than a sum over few columns
-        total = matrix @ np.ones(matrix.shape[1])
-    # NaN and inf survive a sum, and a minimum finds the negative ones: two passes see everything
-    if np.isfinite(total).all() and (matrix.size == 0 or matrix.min() >= 0) and (total > 0).all():
-        return matrix
-    bad = ~np.isfinite(matrix).all(axis=1) | (matrix < 0).any(axis=1) | ~(total > 0)
-    first = int(bad.argmax())
-    raise DataError(
-        f"probabilities must be finite, not negative, and not all zero in a row; {int(bad.sum())} "
-        f"rows are otherwise (first: row {first}, counted from 0: {matrix[first].tolist()[:10]})."
-    )
-
-
-def as_array(values: ArrayLike, name: str) -> NDArray[Any]:
-    """Anything array-like as an array.
-
-    Raises
-    ------
-    DataError
-        If it is none, with the ``name`` of what it should be.
-    """
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{name} must be an array whose rows are equally long: {error}.") from error
+    ids = as_array(groups, "groups")
+    matrix = check_probabilities(probabilities, ids)
+    return matrix, Plan.of(ids, matrix.shape[1], quota, exactly=exactly, max_states=max_states)
 
 
 def count_states(n_rows: int, quota: tuple[int, ...]) -> int:

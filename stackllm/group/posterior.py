@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stackllm.group.lattice import marginals
-from stackllm.group.plan import MAX_STATES, Batch, Floats, Plan, Quota, checked
+from stackllm.group.plan import MAX_STATES, Batch, Plan, Quota, checked
 from stackllm.group.tempering import AS_IT_IS, Calibration, log_weights, tempered
+from stackllm.probabilities import Floats
 
 
 def posterior(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stackllm.group.plan import Floats, Plan
+from stackllm.group.plan import Plan
 from stackllm.group.tempering import AS_IT_IS, LEAST, Calibration, log_weights, tempered
+from stackllm.probabilities import Floats
 
 MAX_ROUNDS, MOST_ROUNDS = 500, 5000
 """For groups that still move, and for those whose columns are still off by more than :data:`OFF`. Certainties

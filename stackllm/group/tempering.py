@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stackllm.errors import UsageError
-from stackllm.group.plan import Floats, as_array
-from stackllm.probabilities import softmax
+from stackllm.probabilities import Floats, as_numbers, softmax
 
 SMALLEST = 5e-324
 """What an exact zero counts as: the smallest double, log -744.4. So an impossible class is taken
@@ -49,18 +48,16 @@ class Calibration:
         Raises
         ------
         DataError
-            If the bias is no array.
+            If the bias is no array of numbers.
         UsageError
-            If the temperature is out of its range, or the bias is no list of numbers.
+            If the temperature is out of its range, or the bias is no list.
         """
         if bias is None:
             return cls(temperature)
-        added = as_array(bias, "bias")
-        if added.ndim != 1 or not len(added) or added.dtype.kind not in "biuf":
-            raise UsageError(
-                f"bias must be one number per class; it is {added.dtype} of shape {added.shape}."
-            )
-        return cls(temperature, tuple(added.astype(np.float64).tolist()))
+        added = as_numbers(bias, "bias")
+        if added.ndim != 1 or not len(added):
+            raise UsageError(f"bias must be one number per class; its shape is {added.shape}.")
+        return cls(temperature, tuple(added.tolist()))
 
 
 AS_IT_IS = Calibration()

@@ -8,10 +8,10 @@ import numpy as np
 
 from stackllm.crossfit.design import CrossFit, Design
 from stackllm.group.calibration import temperature_of
-from stackllm.group.plan import Plan, check_probabilities, checked
+from stackllm.group.plan import Plan, checked
 from stackllm.group.posterior import posterior_of
 from stackllm.group.tempering import Calibration
-from stackllm.probabilities import log_probabilities, softmax
+from stackllm.probabilities import check_probabilities, log_probabilities, softmax
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,15 @@ def test_assignment_is_the_likeliest_of_all(seed, places, n_rows) -> None:
     n_classes = 3
     n_rows = min(n_rows, places * n_classes)
     p = rng.dirichlet(np.ones(n_classes), n_rows)
-    found = assign(p, np.zeros(n_rows, int), places)
+    answer = assign(p, np.zeros(n_rows, int), places)
     rows = np.arange(n_rows)
     allowed = [
         np.prod(p[rows, list(a)])
         for a in itertools.product(range(n_classes), repeat=n_rows)
         if max(np.bincount(a)) <= places
     ]
-    assert np.bincount(found).max() <= places
-    assert np.prod(p[rows, found]) == pytest.approx(max(allowed))
+    assert np.bincount(answer).max() <= places
+    assert np.prod(p[rows, answer]) == pytest.approx(max(allowed))
 
 
 def test_assignment_fills_what_must_be_filled_and_keeps_overfull_groups() -> None:
@@ -57,9 +57,9 @@ def test_assignment_fills_what_must_be_filled_and_keeps_overfull_groups() -> Non
 def test_sinkhorn_fills_the_quotas_of_full_groups(seed, places) -> None:
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.ones(4), 4 * places)
-    found = optimise(p, np.zeros(len(p), int), places, method="sinkhorn")
-    assert found.sum(axis=0) == pytest.approx(places, abs=1e-6)
-    assert found.sum(axis=1) == pytest.approx(1, abs=1e-12)
+    answer = optimise(p, np.zeros(len(p), int), places, method="sinkhorn")
+    assert answer.sum(axis=0) == pytest.approx(places, abs=1e-6)
+    assert answer.sum(axis=1) == pytest.approx(1, abs=1e-12)
     part = optimise(p[:3], np.zeros(3, int), places, method="sinkhorn")
     assert (part.sum(axis=0) <= places + 1e-6).all()
 
@@ -87,10 +87,12 @@ def test_a_bias_is_found_where_places_stay_free_and_only_there() -> None:
     tilt = np.array([2.0, 1.0, 1.0, 1.0, 0.5])
     fitted = fit_method("posterior+bias", p * tilt, groups, labels).calibration
     assert fitted == Calibration(fit_temperature(p * tilt, groups, labels))
-    kept = np.random.default_rng(0).random(len(labels)) < 0.5
-    found = fit_method("posterior+bias", (p * tilt)[kept], groups[kept], labels[kept]).calibration
+    chosen = np.random.default_rng(0).random(len(labels)) < 0.5
+    answer = fit_method(
+        "posterior+bias", (p * tilt)[chosen], groups[chosen], labels[chosen]
+    ).calibration
     expected = -np.log(tilt) + np.log(tilt).mean()
-    assert np.array(found.bias) == pytest.approx(expected, abs=0.2)
+    assert np.array(answer.bias) == pytest.approx(expected, abs=0.2)
 
 
 def blend(p, groups, params: BlendParams) -> np.ndarray:
@@ -107,12 +109,12 @@ def test_blend_of_weight_zero_changes_nothing_and_of_one_is_the_assignment() -> 
 
 def test_the_blend_that_is_fitted_is_no_worse_than_a_fine_grid() -> None:
     p, groups, labels = predictions(150)
-    found = log_loss(optimise(p, groups, method=fit_method("blend", p, groups, labels)), labels)
+    answer = log_loss(optimise(p, groups, method=fit_method("blend", p, groups, labels)), labels)
     grid = [
         log_loss(blend(p, groups, BlendParams(w, up, down)), labels)
         for w, up, down in itertools.product(np.linspace(0, 1, 9), repeat=3)
     ]
-    assert found <= min(grid) + 1e-3
+    assert answer <= min(grid) + 1e-3
 
 
 def test_no_method_beats_the_posterior_on_calibrated_predictions() -> None:
@@ -131,9 +133,9 @@ def test_every_method_gives_rows_that_sum_to_one_and_leaves_its_input_alone(name
     p[::7] = np.eye(4)[0]
     groups = np.sort(rng.integers(0, 14, 60))
     before = p.copy()
-    found = optimise(p, groups, method=name)
-    assert np.isfinite(found).all()
-    assert found.sum(axis=1) == pytest.approx(1, abs=1e-9)
+    answer = optimise(p, groups, method=name)
+    assert np.isfinite(answer).all()
+    assert answer.sum(axis=1) == pytest.approx(1, abs=1e-9)
     assert np.array_equal(p, before)
 
 
@@ -187,8 +189,8 @@ def test_coefficients_outside_0_to_1_are_refused(value) -> None:
 @pytest.mark.parametrize("n_sure", [2, 3])
 def test_sinkhorn_goes_on_until_the_columns_fit(n_sure) -> None:
     p = np.vstack([np.eye(4)[[0] * n_sure], np.full((4 - n_sure, 4), 0.25)])
-    found = optimise(p, np.zeros(4, int), method="sinkhorn", exactly=True)
-    assert found.sum(axis=0) == pytest.approx(1, abs=1e-6)
+    answer = optimise(p, np.zeros(4, int), method="sinkhorn", exactly=True)
+    assert answer.sum(axis=0) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_choice_on_few_groups_is_not_the_one_that_fits_them_best() -> None:

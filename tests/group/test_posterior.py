@@ -52,15 +52,15 @@ def groups_with_quotas(draw, max_rows: int = 8, max_classes: int = 5):
 @settings(max_examples=200, deadline=None)
 def test_marginals_are_those_of_every_way_to_deal_the_rows_out(case) -> None:
     p, quota, must = case
-    found = posterior(p, np.zeros(len(p), int), quota, exactly=must)
-    assert found == pytest.approx(brute_force(p, quota, must), abs=1e-9)
+    answer = posterior(p, np.zeros(len(p), int), quota, exactly=must)
+    assert answer == pytest.approx(brute_force(p, quota, must), abs=1e-9)
 
 
 @pytest.mark.parametrize("quota", [(1, 2, 2, 2, 1), (3, 0, 4, 1, 2), (8, 8, 8, 8, 8)])
 def test_the_largest_size_that_brute_force_reaches(quota) -> None:
     p = np.random.default_rng(8).dirichlet(np.ones(5), 8)
-    found = posterior(p, np.zeros(8, int), quota)
-    assert found == pytest.approx(brute_force(p, np.array(quota), np.zeros(5, bool)), abs=1e-9)
+    answer = posterior(p, np.zeros(8, int), quota)
+    assert answer == pytest.approx(brute_force(p, np.array(quota), np.zeros(5, bool)), abs=1e-9)
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_every_quota_pattern_of_up_to_3_classes_and_6_rows() -> None:
     for quota in itertools.product(range(4), repeat=3):
         for n_rows in range(1, min(6, sum(quota)) + 1):
             p = rng.dirichlet(np.ones(3), n_rows)
-            found = posterior(p, np.zeros(n_rows, int), quota)
+            answer = posterior(p, np.zeros(n_rows, int), quota)
             expected = brute_force(p, np.array(quota), np.zeros(3, bool))
-            assert found == pytest.approx(expected, abs=1e-9), (quota, n_rows)
+            assert answer == pytest.approx(expected, abs=1e-9), (quota, n_rows)
 
 
 @given(groups_with_quotas(max_rows=6), st.floats(0.2, 5.0), st.integers(0, 2**32 - 1))
@@ -79,11 +79,11 @@ def test_every_quota_pattern_of_up_to_3_classes_and_6_rows() -> None:
 def test_temperature_and_bias_are_a_power_and_a_factor(case, temperature, seed) -> None:
     p, quota, must = case
     bias = np.random.default_rng(seed).normal(size=p.shape[1])
-    found = posterior(
+    answer = posterior(
         p, np.zeros(len(p), int), quota, exactly=must, temperature=temperature, bias=bias
     )
     expected = brute_force(p ** (1 / temperature) * np.exp(bias), quota, must)
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert answer == pytest.approx(expected, abs=1e-9)
 
 
 @given(groups_with_quotas(max_rows=6))
@@ -92,9 +92,9 @@ def test_arithmetic_in_logs_gives_the_same(case) -> None:
     p, quota, must = case
     lattice = build(len(p), tuple(np.minimum(quota, len(p)).tolist()), tuple(must.tolist()))
     logs = _logs(p[:, :, None], Calibration())
-    found = _logarithmic(lattice, logs)[:, :, 0]
-    found /= found.sum(axis=1, keepdims=True)
-    assert found == pytest.approx(brute_force(p, quota, must), abs=1e-9)
+    answer = _logarithmic(lattice, logs)[:, :, 0]
+    answer /= answer.sum(axis=1, keepdims=True)
+    assert answer == pytest.approx(brute_force(p, quota, must), abs=1e-9)
 
 
 @given(groups_with_quotas(), st.randoms(use_true_random=False))
@@ -105,9 +105,9 @@ def test_rows_and_classes_permuted_permute_the_answer(case, random) -> None:
     random.shuffle(rows)
     random.shuffle(classes)
     groups = np.zeros(len(p), int)
-    found = posterior(p, groups, quota, exactly=must)
+    answer = posterior(p, groups, quota, exactly=must)
     moved = posterior(p[rows][:, classes], groups, quota[classes], exactly=must[classes])
-    assert moved == pytest.approx(found[rows][:, classes], abs=1e-12)
+    assert moved == pytest.approx(answer[rows][:, classes], abs=1e-12)
 
 
 @given(groups_with_quotas())
@@ -150,11 +150,11 @@ EXTREMES = {
 def test_certainties_even_contradictory_ones_give_sensible_numbers(
     p, expected, temperature
 ) -> None:
-    found = posterior(p, [0] * len(p), temperature=temperature)
-    assert np.isfinite(found).all()
-    assert found.sum(axis=1) == pytest.approx(1, abs=1e-12)
+    answer = posterior(p, [0] * len(p), temperature=temperature)
+    assert np.isfinite(answer).all()
+    assert answer.sum(axis=1) == pytest.approx(1, abs=1e-12)
     if temperature == 1.0:
-        assert found == pytest.approx(np.array(expected), abs=1e-9)
+        assert answer == pytest.approx(np.array(expected), abs=1e-9)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9))
@@ -168,11 +168,11 @@ def test_zeros_and_tiny_values_among_others_are_exact_where_a_clean_assignment_e
     p[rng.random(p.shape) < 0.2] = 1e-300
     p[np.arange(n_rows), rng.permutation(n_rows)] += 0.1
     p /= p.sum(axis=1, keepdims=True)
-    found = posterior(p, np.zeros(n_rows, int))
+    answer = posterior(p, np.zeros(n_rows, int))
     if n_rows <= 6:
         expected = brute_force(p, np.ones(n_rows, int), np.zeros(n_rows, bool))
-        assert found == pytest.approx(expected, abs=1e-9)
-    assert found.sum(axis=0) == pytest.approx(1, abs=1e-9)
+        assert answer == pytest.approx(expected, abs=1e-9)
+    assert answer.sum(axis=0) == pytest.approx(1, abs=1e-9)
 
 
 def test_groups_of_all_sizes_in_one_file_are_answered_as_if_each_stood_alone() -> None:
@@ -196,9 +196,9 @@ def test_many_groups_in_threads_are_answered_as_few_are() -> None:
 
 def test_a_group_with_more_rows_than_places_keeps_its_tempered_rows() -> None:
     p = np.array([[0.8, 0.2], [0.6, 0.4], [0.9, 0.1]])
-    found = posterior(p, ["q"] * 3, temperature=2.0)
+    answer = posterior(p, ["q"] * 3, temperature=2.0)
     root = np.sqrt(p)
-    assert found == pytest.approx(root / root.sum(axis=1, keepdims=True))
+    assert answer == pytest.approx(root / root.sum(axis=1, keepdims=True))
     (batch,) = Plan.of(["q"] * 3, 2).batches
     assert (batch.how, batch.reason) == ("rows", "3 rows for 2 places")
 
@@ -238,9 +238,9 @@ def test_a_part_of_a_plan_holds_whole_groups() -> None:
 
 def test_quotas_by_group_and_ids_of_any_kind() -> None:
     p = np.array([[0.7, 0.3], [0.6, 0.4], [0.7, 0.3], [0.6, 0.4]])
-    found = posterior(p, ["a", "a", "b", "b"], {"a": 1, "b": [2, 0]})
-    assert found[2:] == pytest.approx(np.array([[1, 0], [1, 0]]))
-    assert found[:2] == pytest.approx(posterior(p[:2], [7, 7]))
+    answer = posterior(p, ["a", "a", "b", "b"], {"a": 1, "b": [2, 0]})
+    assert answer[2:] == pytest.approx(np.array([[1, 0], [1, 0]]))
+    assert answer[:2] == pytest.approx(posterior(p[:2], [7, 7]))
 
 
 def test_exact_only_where_it_can_be_and_named_otherwise() -> None:
@@ -282,9 +282,9 @@ def test_belief_propagation_is_exact_for_one_row_and_finite_for_contradictions(e
     p = np.array([[0.7, 0.2, 0.1]])
     assert posterior(p, [0], 1, max_states=0) == pytest.approx(p)
     sure = np.eye(30)[np.zeros(30, int)]
-    found = posterior(sure, np.zeros(30, int), exactly=exactly)
-    assert np.isfinite(found).all()
-    assert found.sum(axis=1) == pytest.approx(1, abs=1e-12)
+    answer = posterior(sure, np.zeros(30, int), exactly=exactly)
+    assert np.isfinite(answer).all()
+    assert answer.sum(axis=1) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ def test_belief_propagation_splits_what_several_rows_are_sure_of(n) -> None:
     sure = np.arange(n)
     sure[:5] = [0, 0, 2, 2, 2]
     p = np.eye(n)[sure]
-    found = posterior(p, np.zeros(n, int), max_states=0)
-    assert np.abs(found - posterior(p, np.zeros(n, int))).max() < 0.05
+    answer = posterior(p, np.zeros(n, int), max_states=0)
+    assert np.abs(answer - posterior(p, np.zeros(n, int))).max() < 0.05
 
 
 def test_belief_propagation_with_many_places_is_fast_enough() -> None:
