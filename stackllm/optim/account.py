@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stackllm.group.optimise import Method
-from stackllm.group.plan import Batch, Floats, Plan
+from stackllm.group.plan import Batch, Plan
+from stackllm.probabilities import Floats
 from stackllm.tables.files import shown
 from stackllm.tables.groups import Groups
 
