@@ -27,7 +27,7 @@ from stackllm.probabilities import log_blend, log_probabilities, softmax
 from stackllm.rating.local import RaterParams
 from stackllm.rating.transport import ServerParams
 from stackllm.recipes.loader import find_recipes
-from stackllm.settings import Settings, build
+from stackllm.settings import build
 from stackllm.stack.features import stack_features
 from stackllm.stack.posteriors import fold_posteriors
 from stackllm.stack.round import Round
@@ -62,7 +62,7 @@ def store_model(study: Study, played: Round) -> None:
         "quota": settings.data.quota,
         "encoder": _as_computed(encoder) if encoder else None,
         "rater": _as_computed(rater),
-        "backbones": {name: revision_of(name) for name in sorted(_backbones(settings))},
+        "backbones": {name: revision_of(name) for name in settings.backbones},
         "recipes": [recipe.path.name for recipe in recipes],
         "members": [
             {
@@ -202,7 +202,7 @@ def predict_new(
         Member(
             entry["name"],
             entry["kind"],
-            build(str(root), KINDS[entry["kind"]].params(), entry["params"]),
+            build(str(root), KINDS[entry["kind"]].params, entry["params"]),
         )
         for entry in model["members"]
     ]
@@ -254,16 +254,6 @@ def _blended(root: Path, model: dict[str, Any], stored: list[Member], inputs: In
 def _as_computed(params: EncoderParams | RaterParams) -> dict[str, Any]:
     """Settings of an LLM with the precision that ``"auto"`` stood for on this machine."""
     return {**dataclasses.asdict(params), "dtype": choose_dtype(params.dtype)[0]}
-
-
-def _backbones(settings: Settings) -> set[str]:
-    """Names of all LLMs that a run reads with on its machines."""
-    named = {member.params.backbone for member in settings.members if member.kind == "decoder"}
-    if settings.encoder:
-        named.add(settings.encoder.backbone)
-    if settings.rater.ask and not settings.rater.url:
-        named.add(settings.rater.backbone)
-    return named
 
 
 def _check_weights(name: str, revision: str) -> None:

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 import re
-import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge, Le
 
 from stackllm.crossfit.pseudo import PseudoParams
-from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
-from stackllm.llm.backbone import Attention, Devices, Dtype, Precision
+from stackllm.errors import DataError, MissingInputError, StackllmError, UsageError, did_you_mean
 from stackllm.llm.encode import EncoderParams
-from stackllm.llm.locate import anchored
-from stackllm.llm.prompts import Keep
+from stackllm.llm.locate import anchored, find_backbone
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.external import ExternalParams
 from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member
+from stackllm.parameters import (
+    BACKBONE,
+    FILE,
+    FileName,
+    Seed,
+    check,
+    hints_of,
+    marks,
+    shown,
+    validated,
+)
 from stackllm.rating.local import RaterParams
+from stackllm.rating.server import check_url
 from stackllm.rating.transport import ServerParams
 from stackllm.tables.contest import TableParams
+from stackllm.toml import read_toml
 
 CONFIG = "stackllm.toml"
 
-MAX_SEED = 2**31
-"""Seeds are below it, so that a run's and a member's together are below what every library takes."""
+NO_BACKBONE = "none"
+"""As ``[encoder] backbone``: there is no encoder."""
+
+Params = TypeVar("Params")
 
 
 @dataclass(frozen=True)
@@ -43,16 +58,12 @@ class RunParams:
         Seed of folds, parts and every model.
     """
 
-    folds: int = 5
-    parts: int = 2
-    seed: int = 0
+    folds: Annotated[int, Ge(2), Le(1000)] = 5
+    parts: Annotated[int, Ge(2), Le(1000)] = 2
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("folds", "parts"):
-            if getattr(self, name) < 2:
-                raise UsageError(f"--{name} must be 2 or more, not {getattr(self, name)}.")
-        if not 0 <= self.seed < MAX_SEED:
-            raise UsageError(f"--seed must be from 0 to {MAX_SEED - 1}, not {self.seed}.")
+        check(self)
 
 
 DEFAULT_STACK = BoostingParams(
@@ -74,6 +85,8 @@ class Settings:
         Members made elsewhere.
     recipes
         Paths of recipe files beside those of the recipe folder.
+    notes
+        What a user should know of how the settings were read; no part of what is computed.
     """
 
     data: TableParams = field(default_factory=TableParams)
@@ -85,27 +98,41 @@ class Settings:
     pseudo: PseudoParams = field(default_factory=PseudoParams)
     members: tuple[Member, ...] = DEFAULT_MEMBERS
     external: tuple[ExternalParams, ...] = ()
-    recipes: tuple[str, ...] = ()
+    recipes: tuple[FileName, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Names of all LLMs that a run reads with on its machines, sorted."""
+        named = {member.params.backbone for member in self.members if member.kind == "decoder"}
+        if self.encoder:
+            named.add(self.encoder.backbone)
+        if self.rater.ask and not self.rater.url:
+            named.add(self.rater.backbone)
+        return tuple(sorted(named))
 
 
-_CHOICES = {
-    "Dtype": get_args(Dtype), "Precision": get_args(Precision), "Attention": get_args(Attention),
-    "Devices": get_args(Devices), "Keep": get_args(Keep),
-}  # fmt: skip
-"""What a setting that is declared as one of a few words may be."""
+_SECTIONS = {
+    entry.name: getattr(Settings(), entry.name)
+    for entry in dataclasses.fields(Settings)
+    if dataclasses.is_dataclass(getattr(Settings(), entry.name))
+}
+"""Name and default of each table of a settings file."""
 
-_SECTIONS = ("data", "run", "encoder", "rater", "server", "stack", "pseudo")
 
-
-def read_settings(path: Path | None, overrides: dict[str, dict[str, Any]]) -> Settings:
+def read_settings(path: Path | None, overrides: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Settings from a file, with options from the command line on top.
+
+    The file is checked whole and by itself first, so that whether it can be read does not depend on
+    the command that reads it.
 
     Parameters
     ----------
     path
         A TOML file. None takes ``./stackllm.toml`` where there is one, else the defaults.
     overrides
-        For each section the values that the user gave as options.
+        For each section the values that the user gave as options; sentences call them so. Recipe
+        files are ``{"recipes": {"files": (...)}}``.
 
     Raises
     ------
@@ -114,170 +141,259 @@ def read_settings(path: Path | None, overrides: dict[str, dict[str, Any]]) -> Se
     DataError
         If it is no TOML or has an unknown section or key, or a value of the wrong type.
     UsageError
-        If a value has no sense.
+        If a value is not allowed.
+    StorageError
+        If the system refuses to read the file.
     """
-    if path is None and not Path(CONFIG).exists():
-        content: dict[str, Any] = {}
-    else:
-        content = read_toml(path or Path(CONFIG))
-    where = str(path or CONFIG)
-    known = [*_SECTIONS, "member", "recipes"]
-    for name in content:
-        if name not in known:
-            raise DataError(f"{where}: there is no section [{name}]. {did_you_mean(name, known)}")
-    _check_tables(where, content)
-    _anchor(content, (path or Path(CONFIG)).parent)
-    values: dict[str, Any] = {}
-    for section in _SECTIONS:
-        default = getattr(Settings(), section)
-        given = content.get(section, {})
-        if section == "encoder" and given.get("backbone") == "none":
-            values[section] = None
-            continue
-        given = {**given, **overrides.get(section, {})}
-        if section == "encoder" and given.get("backbone") == "none":
-            values[section] = None
+    content, where = _read(path)
+    _check_layout(where, content)
+    folder = (path or Path(CONFIG)).parent
+    sections = {
+        name: build(f"{where}: [{name}]", type(default), content.get(name, {}), default, folder)
+        for name, default in _SECTIONS.items()
+    }
+    recipes = _recipes(f"{where}: recipes", content.get("recipes", ()), folder, DataError)
+    default, members, external = _members(where, content.get("member"), folder)
+    for name, given in overrides.items():
+        if name == "recipes":
+            recipes += _recipes("--recipe", given.get("files", ()), Path(), UsageError)
+        elif name in _SECTIONS:
+            sections[name] = build(
+                f"[{name}]", type(sections[name]), given, sections[name], Path(), options=given
+            )
         else:
-            values[section] = build(f"{where}: [{section}]", default, given)
-    if "member" in content:
-        values["members"], values["external"] = _members(where, content["member"])
-    if values["encoder"] is None:
-        chosen = values.get("members", DEFAULT_MEMBERS)
-        values["members"] = tuple(member for member in chosen if member.kind != "frozen")
-    recipes = (*content.get("recipes", ()), *overrides.get("recipes", {}).get("files", ()))
-    return Settings(recipes=tuple(recipes), **values)
+            raise UsageError(f"no option sets [{name}]. {did_you_mean(name, _SECTIONS)}")
+    notes: tuple[str, ...] = ()
+    if sections["encoder"].backbone == NO_BACKBONE:
+        sections["encoder"] = None
+        members, notes = _without_encoder(where, members, default)
+    return Settings(**sections, members=members, external=external, recipes=recipes, notes=notes)
 
 
-def _check_tables(where: str, content: dict[str, Any]) -> None:
-    """Refuse sections that are no tables and members that are no list of tables."""
-    for section in _SECTIONS:
-        if not isinstance(content.get(section, {}), dict):
-            raise DataError(f"{where}: [{section}] must be a table of keys and values.")
-    members = content.get("member", [])
-    if not isinstance(members, list) or not all(isinstance(entry, dict) for entry in members):
-        raise DataError(f"{where}: members are written [[member]], with double brackets.")
-    recipes = content.get("recipes", [])
-    if not isinstance(recipes, list) or not all(isinstance(name, str) for name in recipes):
-        raise DataError(f"{where}: recipes must be a list of file names.")
+def given_data() -> dict[str, Any]:
+    """What ``[data]`` of ``./stackllm.toml`` says, after the whole file is checked.
 
-
-def _anchor(content: dict[str, Any], folder: Path) -> None:
-    """Make the file names that a settings file holds relative to where that file stands."""
-    named: list[tuple[Any, tuple[str, ...]]] = [
-        (content.get("data", {}), ("train", "test", "sample"))
-    ]
-    named += [(entry, ("oof", "test")) for entry in content.get("member", [])]
-    for table, keys in named:
-        for key in keys:
-            if isinstance(table.get(key), str):
-                table[key] = str(folder / table[key])
-    for table in (content.get("encoder", {}), content.get("rater", {}), *content.get("member", [])):
-        if isinstance(table.get("backbone"), str):
-            table["backbone"] = anchored(table["backbone"], folder)
-    if "recipes" in content:
-        content["recipes"] = [str(folder / name) for name in content["recipes"]]
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file.
+    Returns
+    -------
+    dict
+        Only what is written there; file names as they are reached from here. Empty without a file.
 
     Raises
     ------
-    MissingInputError, DataError
-        If it is not there or not TOML.
+    MissingInputError, DataError, UsageError, StorageError
+        As :func:`read_settings`.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows marks its files
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: there is no such file. Check --config.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise DataError(f"{path}: not a TOML file ({error}).") from error
+    settings = read_settings(None, {})
+    return {name: getattr(settings.data, name) for name in _read(None)[0].get("data", {})}
 
 
-def build(where: str, default: Any, given: dict[str, Any]) -> Any:
-    """A copy of the dataclass ``default`` with ``given`` values, names and types checked.
+def check_llms(settings: Settings) -> None:
+    """Refuse an LLM that cannot be reached as it is named, before any work.
+
+    Raises
+    ------
+    MissingInputError
+        If its folder is not there.
+    UsageError
+        If it is none to read with, or the address of its server is wrong.
+    """
+    for name in settings.backbones:
+        find_backbone(name)
+    if settings.rater.ask and settings.rater.url:
+        check_url(settings.rater.url, settings.server.allow_http)
+
+
+def build(
+    where: str,
+    params: type[Params],
+    given: Mapping[str, Any],
+    base: Params | None = None,
+    folder: Path | None = None,
+    options: Collection[str] = (),
+) -> Params:
+    """A parameter class out of what somebody wrote, names, types and limits checked.
+
+    Parameters
+    ----------
+    where
+        What sentences begin with, such as ``stackllm.toml: [stack]``.
+    params
+        The dataclass.
+    given
+        Values by field; a table for a field that is a dataclass itself.
+    base
+        Values of the other fields. None takes the class's defaults.
+    folder
+        What file names are relative to. None leaves them as they are.
+    options
+        Which values came from options; they are called so.
 
     Raises
     ------
     DataError
         With the unknown name or the value of the wrong type.
+    UsageError
+        With a value that is not allowed.
     """
-    fields = {entry.name: entry for entry in dataclasses.fields(default)}
-    checked = {}
+    hints, wrong = hints_of(params), UsageError if options else DataError
+    values, tables = {}, {}
     for name, value in given.items():
-        if name not in fields:
-            raise DataError(f'{where}: there is no "{name}". {did_you_mean(name, fields)}')
-        current = getattr(default, name)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, dict):
-                raise DataError(f"{where}: {name} must be a table of keys and values.")
-            checked[name] = build(f"{where}.{name}", current, value)
-            continue
-        checked[name] = _typed(f"{where}: {name}", value, current, str(fields[name].type))
-    return dataclasses.replace(default, **checked)
+        if name not in hints:
+            raise wrong(f'{where} has no key "{name}". {_place_of(name, hints)}')
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise DataError(f"{where} {name} must be a table of keys and values.")
+            inner = None if base is None else getattr(base, name)
+            tables[name] = build(f"{where}, [member.{name}]", hints[name], value, inner, folder)
+        else:
+            values[name] = value
+
+    def label(name: str) -> str:
+        return _flag(name) if name in options else f"{where} {name}"
+
+    checked = validated(params, values, label, wrong)
+    if folder is not None:
+        checked = {
+            name: _anchored(hints[name], value, folder, label(name))
+            for name, value in checked.items()
+        }
+    for entry in dataclasses.fields(params):  # type: ignore[arg-type]
+        missing = entry.default is entry.default_factory is dataclasses.MISSING
+        if base is None and missing and entry.name not in checked:
+            raise DataError(f'{where} needs "{entry.name}".')
+    try:
+        if base is None:
+            return params(**checked, **tables)
+        return dataclasses.replace(base, **checked, **tables)  # type: ignore[type-var]
+    except StackllmError as error:  # a rule between fields
+        raise type(error)(f"{where}: {error}") from error
 
 
-def _typed(where: str, value: Any, default: Any, declared: str) -> Any:
-    """``value`` in the type that its field declares."""
-    if isinstance(value, list | tuple) and declared.startswith("tuple["):
-        inner = declared.removeprefix("tuple[").split(",")[0]
-        shown = default[0] if default else inner
-        return tuple(_typed(f"{where}, each of them,", entry, shown, inner) for entry in value)
-    if "float" in declared and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    kinds = {
-        "str": str, "Literal": str, **dict.fromkeys(_CHOICES, str),
-        "bool": bool, "int": int, "float": float, "tuple": tuple,
-    }  # fmt: skip
-    wanted = tuple(
-        kind
-        for alternative in declared.split(" | ")
-        for name, kind in kinds.items()
-        if alternative.startswith(name)
-    )
-    if value is None and "None" in declared:
+def _read(path: Path | None) -> tuple[dict[str, Any], str]:
+    """What a settings file holds, and what it is called; nothing where there is no file."""
+    if path is None and not os.path.lexists(CONFIG):
+        return {}, CONFIG
+    return read_toml(path or Path(CONFIG)), str(path or CONFIG)
+
+
+def _check_layout(where: str, content: dict[str, Any]) -> None:
+    """Refuse unknown sections, sections that are no tables, and members that are no list of tables."""
+    known = [*_SECTIONS, "member", "recipes"]
+    for name, value in content.items():
+        if name not in known:
+            raise DataError(f"{where}: there is no section [{name}]. {_place_of(name, known)}")
+        if name in _SECTIONS and not isinstance(value, dict):
+            raise DataError(f"{where}: [{name}] must be a table of keys and values.")
+    members = content.get("member", [{}])
+    if not isinstance(members, list) or not all(isinstance(entry, dict) for entry in members):
+        raise DataError(f"{where}: members are written [[member]], with double brackets.")
+    if not members:
+        raise DataError(f"{where}: member is an empty list. Leave it out for the default members.")
+
+
+def _place_of(name: str, known: Collection[str]) -> str:
+    """Where a key belongs that stands in the wrong place, or the nearest known one."""
+    homes = [
+        f"[{section}]" for section, params in _SECTIONS.items() if name in hints_of(type(params))
+    ]
+    if name == "recipes":
+        return "It must stand above the first [section]."
+    return f"It belongs into {' or '.join(homes)}." if homes else did_you_mean(name, known)
+
+
+def _recipes(
+    label: str, names: Any, folder: Path, wrong_type: type[StackllmError]
+) -> tuple[str, ...]:
+    checked = validated(Settings, {"recipes": names}, lambda _: label, wrong_type)["recipes"]
+    return tuple(_anchored(FileName, name, folder, label) for name in checked)
+
+
+def _anchored(hint: Any, value: Any, folder: Path, label: str) -> Any:
+    """A file name as it is reached from here, out of one relative to ``folder``; others as they are."""
+    is_file = FILE in marks(hint)
+    if value is None or not (is_file or BACKBONE in marks(hint)):
         return value
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        raise DataError(f"{where} must be {declared}, such as {default!r}, not {value!r}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise DataError(f"{where} must be a finite number, not {value}.")
-    if declared in _CHOICES and value not in _CHOICES[declared]:
-        raise UsageError(f'{where} must be one of {", ".join(_CHOICES[declared])}, not "{value}".')
-    return value
+    name = os.path.expanduser(value)  # noqa: PTH111  (of pathlib's, nobody knows which user is unknown)
+    if name.startswith("~"):
+        raise MissingInputError(
+            f'{label}: "{value}" begins with a user who is not known here. Write the whole path.'
+        )
+    return str(folder / name) if is_file else anchored(name, folder)
 
 
-def _members(where: str, entries: Any) -> tuple[tuple[Member, ...], tuple[ExternalParams, ...]]:
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _members(
+    where: str, entries: list[dict[str, Any]] | None, folder: Path
+) -> tuple[tuple[Member, ...], tuple[Member, ...], tuple[ExternalParams, ...]]:
+    """Members that only the default list brings, all members that stackllm trains, and external ones."""
+    if entries is None:
+        return DEFAULT_MEMBERS, DEFAULT_MEMBERS, ()
+    default: tuple[Member, ...] = ()
     members: list[Member] = []
     external: list[ExternalParams] = []
     for i, entry in enumerate(entries):
-        kind = entry.get("kind")
         label = f"{where}: [[member]] number {i + 1}"
-        if kind == "external":
-            lacking = {"name", "oof", "test"} - set(entry)
-            if lacking:
-                raise DataError(f'{label}: an external member needs "{sorted(lacking)[0]}".')
-            given = {name: value for name, value in entry.items() if name != "kind"}
-            external.append(build(label, ExternalParams("", "", ""), given))
-        elif kind == "default":
+        kind = entry.get("kind")
+        if "name" in entry:
+            _check_name(label, entry["name"])
+        named = {"name": entry["name"]} if "name" in entry else {}
+        given = {name: value for name, value in entry.items() if name not in ("kind", "name")}
+        if kind == "default":
+            if len(entry) > 1:
+                raise DataError(f'{label}: kind "default" takes no other keys. Remove them.')
+            default = DEFAULT_MEMBERS
             members += DEFAULT_MEMBERS
+        elif kind == "external":
+            external.append(build(label, ExternalParams, {**named, **given}, None, folder))
         elif isinstance(kind, str) and kind in KINDS:
-            given = {name: value for name, value in entry.items() if name not in ("kind", "name")}
-            params = build(label, KINDS[kind].params(), given)
-            members.append(Member(str(entry.get("name", kind)), kind, params))
+            made: Any = build(label, KINDS[kind].params, given, None, folder)
+            members.append(Member(entry.get("name", kind), kind, made))
         else:
+            known = [*KINDS, "external", "default"]
             raise DataError(
-                f'{label}: there is no kind "{kind}". {did_you_mean(str(kind), [*KINDS, "external", "default"])}'
+                f'{label}: there is no kind "{kind}". {did_you_mean(str(kind), known)}'
+                if "kind" in entry
+                else f'{label} needs "kind". {did_you_mean("", known)}'
             )
-    names = [member.name for member in members] + [member.name for member in external]
+    names = [*(member.name for member in members), *(params.name for params in external)]
     for name in names:
-        if name in ("stack", "blend"):
-            raise DataError(f'{where}: "{name}" is a model of its own. Call the member otherwise.')
         if names.count(name) > 1:
             raise DataError(
                 f'{where}: two members are called "{name}". Give each a name of its own.'
             )
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
-            raise DataError(
-                f'{where}: member name "{name:.120}" may hold up to 100 letters, digits, _ and -, no - in front.'
+    return default, tuple(members), tuple(external)
+
+
+def _check_name(label: str, name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
+        raise DataError(
+            f"{label}: the name {shown(name)} must be up to 100 letters, digits, _ and -, no - in front."
+        )
+    if name in ("stack", "blend"):
+        raise DataError(
+            f'{label}: "{name}" is what stackllm calls a model of stage two. Choose another name.'
+        )
+
+
+def _without_encoder(
+    where: str, members: tuple[Member, ...], default: tuple[Member, ...]
+) -> tuple[tuple[Member, ...], tuple[str, ...]]:
+    """Members that need no encoder, and a note if others of the default list are left out."""
+    frozen = [member for member in members if member.kind == "frozen"]
+    for member in frozen:
+        if member not in default:
+            raise UsageError(
+                f'{where}: the member "{member.name}" reads with the LLM of [encoder], whose backbone is '
+                f'"{NO_BACKBONE}". Give one (--backbone NAME), or remove the member.'
             )
-    return tuple(members), tuple(external)
+    if not frozen:
+        return members, ()
+    names = " and ".join(member.name for member in frozen)
+    note = (
+        f'backbone "{NO_BACKBONE}": the default members {names} are left out, and what recipes take '
+        "from the LLM."
+    )
+    return tuple(member for member in members if member not in frozen), (note,)

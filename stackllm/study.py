@@ -16,7 +16,7 @@ from stackllm.members.build import Keys, build_inputs, index_trunk
 from stackllm.members.registry import check_tables
 from stackllm.rating.ask import ask
 from stackllm.recipes.loader import find_recipes
-from stackllm.settings import Settings
+from stackllm.settings import Settings, check_llms
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 from stackllm.tables.contest import Table, read_training
@@ -69,6 +69,7 @@ def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
         With a sentence for the user.
     """
     check_tables(settings.members, [params.name for params in settings.external])
+    check_llms(settings)
     table = read_training(settings.data)
     for note in table.notes:
         engine.reporter.say(note)

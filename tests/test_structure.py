@@ -13,7 +13,7 @@ PACKAGE = ROOT / "stackllm"
 
 LEVELS = [
     {"errors"},
-    {"metrics", "probabilities", "store", "crossfit"},
+    {"metrics", "parameters", "probabilities", "store", "toml", "crossfit"},
     {"group", "engine"},
     {"tables"},
     {"optim", "llm"},
@@ -116,7 +116,7 @@ def loaded_by(arguments):
 
 
 def test_help_loads_nothing_heavy():
-    assert not loaded_by(["--help"]) & {*HEAVY, "numpy", "polars", "scipy", "rich"}
+    assert not loaded_by(["--help"]) & {*HEAVY, "numpy", "polars", "scipy", "rich", "pydantic"}
 
 
 def test_every_command_has_help_with_a_runnable_example():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,7 @@ def optim(
     from stackllm.errors import UsageError
     from stackllm.optim.account import describe
     from stackllm.optim.improve import improve
-    from stackllm.optim.request import Columns, Request, project
+    from stackllm.optim.request import Columns, Request
     from stackllm.tables.files import write_frame
     from stackllm.tables.spreadsheet import spreadsheet_safe
 
@@ -120,7 +121,7 @@ def optim(
     names = ("id", "group", "target", "labels", "same_question")
     columns = Columns(**{name: options.pop(name) for name in names})
     target = _target(submission, output)
-    outcome = improve(Request(submission, **options), columns, project())
+    outcome = improve(Request(submission, **options), columns, _project())
     account = {**outcome.account, "output": output if target is None else str(target)}
     lines = [*describe(account), *([f"wrote {target}"] if target else [])]
     # everything that could still fail comes before the output is there
@@ -128,6 +129,15 @@ def optim(
     write_frame(spreadsheet_safe(outcome.frame) if csv_safe else outcome.frame, target)
     on_stderr = target is None
     click.echo(_printable(told, sys.stderr if on_stderr else sys.stdout), err=on_stderr)
+
+
+def _project() -> dict[str, Any]:
+    """What ``[data]`` of ``./stackllm.toml`` says; empty if there is none."""
+    if not os.path.lexists("stackllm.toml"):  # the reader of settings takes a second to import
+        return {}
+    from stackllm.settings import given_data
+
+    return given_data()
 
 
 def _as_json(account: dict[str, Any]) -> str:

@@ -7,14 +7,15 @@ they are made from stage three's posteriors and written down.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
+from annotated_types import Ge, Gt, Le
 
 from stackllm.crossfit.design import CrossFit, Design
 from stackllm.crossfit.targets import Targets
-from stackllm.errors import UsageError
+from stackllm.parameters import check
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,13 @@ class PseudoParams:
         Test rows whose likeliest label is less likely than this are left out.
     """
 
-    rounds: int = 2
+    rounds: Annotated[int, Ge(0), Le(100)] = 2
     labels: Literal["soft", "hard"] = "soft"
-    weight: float = 1.0
-    min_confidence: float = 0.0
+    weight: Annotated[float, Gt(0), Le(1_000_000)] = 1.0
+    min_confidence: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise UsageError(f"--rounds must be 0 or more, not {self.rounds}.")
-        if self.labels not in ("soft", "hard"):
-            raise UsageError(f'pseudo labels are "soft" or "hard", not "{self.labels}".')
-        if not self.weight > 0:
-            raise UsageError(f"the weight of pseudo-labels must be above 0, not {self.weight}.")
+        check(self)
 
 
 _LIKELY = 0.02

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
 from stackllm.errors import MissingInputError, UsageError, did_you_mean
 from stackllm.finetune.model import Batch
 from stackllm.llm.backbone import quiet_libraries
+from stackllm.parameters import Name, PartOf, check
 
 Collate = Callable[[np.ndarray], Batch]
 """Rows, int ``(n,)``, as a batch on the CPU."""
@@ -42,29 +45,21 @@ class TrainingParams:
         Trackers that transformers knows and that are installed, such as ``("tensorboard",)``.
     """
 
-    epochs: float = 2.0
-    batch_size: int = 16
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-5
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    patience: int = 0
-    report_to: tuple[str, ...] = ()
+    epochs: Annotated[float, Gt(0), Le(10_000)] = 2.0
+    batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 16
+    accumulation: Annotated[int, Ge(1), Le(1_000_000)] = 1
+    learning_rate: Annotated[float, Gt(0), Le(10)] = 1e-4
+    head_learning_rate: Annotated[float, Ge(0), Le(10)] = 1e-5
+    warmup: PartOf = 0.1
+    weight_decay: Annotated[float, Ge(0), Le(1000)] = 0.0
+    max_grad_norm: Annotated[float, Ge(0), Le(1e12)] = 1.0
+    label_smoothing: PartOf = 0.0
+    patience: Annotated[int, Ge(0), Le(10_000)] = 0
+    report_to: tuple[Name, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_size < 1 or self.accumulation < 1:
-            raise UsageError("[member.training] epochs must be above 0, batch_size 1 or more.")
-        if self.learning_rate <= 0 or self.head_learning_rate < 0:
-            raise UsageError("[member.training] learning rates must be above 0.")
-        for name in ("patience", "weight_decay", "max_grad_norm"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"[member.training] {name} must be 0 or more.")
+        check(self)
         _check_trackers(self.report_to)
-        if not 0 <= self.warmup < 1 or not 0 <= self.label_smoothing < 1:
-            raise UsageError("[member.training] warmup and label_smoothing must be in [0, 1).")
 
 
 @dataclass(frozen=True)

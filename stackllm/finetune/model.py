@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, Len
 
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import Attention, Devices, load_model, quiet_libraries
 from stackllm.llm.layers import check_layers, count_layers, layers_of
+from stackllm.parameters import Name, PartOf, check
 
 HEAD = "score"
 """What transformers calls the head of every decoder for sequence classification."""
@@ -34,14 +37,13 @@ class LoraParams:
         Names of the linear layers that get one; ``("all-linear",)`` takes all but the head.
     """
 
-    r: int = 4
-    alpha: int = 16
-    dropout: float = 0.05
-    target_modules: tuple[str, ...] = ("all-linear",)
+    r: Annotated[int, Ge(1), Le(10_000)] = 4
+    alpha: Annotated[int, Ge(1), Le(1_000_000)] = 16
+    dropout: PartOf = 0.05
+    target_modules: Annotated[tuple[Name, ...], Len(1, 1000)] = ("all-linear",)
 
     def __post_init__(self) -> None:
-        if self.r < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
-            raise UsageError("[member.lora] r and alpha must be 1 or more, dropout in [0, 1).")
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+from annotated_types import Len
 
 from stackllm.engine.local import Engine, Task
-from stackllm.errors import StorageError, UsageError
+from stackllm.errors import StorageError
 from stackllm.llm.backbone import (
     Attention,
     Devices,
@@ -27,6 +29,7 @@ from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import PromptParams, make_prompts
+from stackllm.parameters import BackboneName, Share, TokenCount, check
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
@@ -53,22 +56,17 @@ class EncoderParams:
         As for :func:`stackllm.llm.backbone.load_model`.
     """
 
-    backbone: str = EMBEDDED
+    backbone: BackboneName = EMBEDDED
     dtype: Dtype = "auto"
-    depths: tuple[float, ...] = (1 / 2, 2 / 3, 5 / 6)
-    max_question_tokens: int = 96
-    max_response_tokens: int = 128
-    batch_tokens: int | None = None
+    depths: Annotated[tuple[Share, ...], Len(1, 1000)] = (1 / 2, 2 / 3, 5 / 6)
+    max_question_tokens: TokenCount = 96
+    max_response_tokens: TokenCount = 128
+    batch_tokens: TokenCount | None = None
     attention: Attention = "auto"
     devices: Devices = "one"
 
     def __post_init__(self) -> None:
-        if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
-            raise UsageError(f"[encoder] depths must be above 0 and at most 1, not {self.depths}.")
-        for name in ("max_question_tokens", "max_response_tokens", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"[encoder] {name} must be 1 or more, not {value}.")
+        check(self)
 
 
 _SHARD_ROWS = 112

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len
 
 from stackllm.errors import UsageError
+from stackllm.parameters import TokenCount, check
 
 Keep = Literal["head", "tail", "both"]
+Text = Annotated[str, Len(0, 100_000)]
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,17 @@ class PromptParams:
         What stays of a text that is cut: its ``head``, its ``tail``, or half of ``both``.
     """
 
-    instruction: str = ""
-    before_question: str = "Question: "
-    before_answer: str = "; Answer: "
-    max_length_prompt: int = 96
-    max_length_answer: int = 256
-    max_length: int = 512
+    instruction: Text = ""
+    before_question: Text = "Question: "
+    before_answer: Text = "; Answer: "
+    max_length_prompt: TokenCount = 96
+    max_length_answer: TokenCount = 256
+    max_length: TokenCount = 512
     keep_prompt: Keep = "both"
     keep_answer: Keep = "head"
 
     def __post_init__(self) -> None:
-        for name in ("max_length_prompt", "max_length_answer", "max_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}.")
-        for name in ("keep_prompt", "keep_answer"):
-            if getattr(self, name) not in ("head", "tail", "both"):
-                raise UsageError(
-                    f'{name} must be "head", "tail" or "both", not "{getattr(self, name)}".'
-                )
+        check(self)
 
 
 def cut(ids: list[int], most: int, keep: Keep) -> list[int]:

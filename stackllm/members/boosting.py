@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
 from stackllm.crossfit.targets import Targets
+from stackllm.parameters import Share, check
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,22 @@ class BoostingParams:
     learning_rate, n_leaves, min_leaf_rows, l2
         As LightGBM's ``learning_rate``, ``num_leaves``, ``min_data_in_leaf``, ``lambda_l2``.
     feature_share, row_share
-        Share of the columns each tree, and of the rows each round, gets to see.
+        Share of the columns each tree, and of the rows each round, gets to see; two rows or more.
     n_seeds
         Models with other random draws, averaged.
     """
 
-    n_trees: int = 200
-    learning_rate: float = 0.05
-    n_leaves: int = 15
-    min_leaf_rows: int = 20
-    l2: float = 1.0
-    feature_share: float = 0.3
-    row_share: float = 0.8
-    n_seeds: int = 1
+    n_trees: Annotated[int, Ge(1), Le(100_000)] = 200
+    learning_rate: Annotated[float, Gt(0), Le(1)] = 0.05
+    n_leaves: Annotated[int, Ge(2), Le(131_072)] = 15
+    min_leaf_rows: Annotated[int, Ge(0), Le(1_000_000_000)] = 20
+    l2: Annotated[float, Ge(0), Le(1e12)] = 1.0
+    feature_share: Share = 0.3
+    row_share: Share = 0.8
+    n_seeds: Annotated[int, Ge(1), Le(1000)] = 1
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def fit_boosting(
@@ -83,7 +89,8 @@ def fit_boosting(
             "min_data_in_leaf": params.min_leaf_rows,
             "lambda_l2": params.l2,
             "feature_fraction": params.feature_share,
-            "bagging_fraction": params.row_share,
+            # of no row at all LightGBM makes an error of its own
+            "bagging_fraction": min(1.0, max(params.row_share, 2 / len(features))),
             "bagging_freq": 1,
             "seed": seed + 1000 * i,
             "deterministic": True,

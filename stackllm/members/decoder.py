@@ -10,9 +10,10 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
+from annotated_types import Ge, Le, Len
 
 from stackllm.crossfit.folds import inner_folds
 from stackllm.crossfit.targets import Targets
@@ -46,6 +47,7 @@ from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
 from stackllm.members.linear import choose_penalty, logistic
 from stackllm.metrics import log_loss
+from stackllm.parameters import BackboneName, Seed, check
 from stackllm.store.checkpoints import LAST_GOOD, keep
 from stackllm.store.digest import digest
 
@@ -84,10 +86,10 @@ class DecoderParams:
         What is read, what is adapted, how it is trained.
     """
 
-    backbone: str = EMBEDDED
+    backbone: BackboneName = EMBEDDED
     precision: Precision = "auto"
-    trainable_layers: int | Literal["all"] = 4
-    seeds: tuple[int, ...] = (0,)
+    trainable_layers: Annotated[int, Ge(1), Le(10_000)] | Literal["all"] = 4
+    seeds: Annotated[tuple[Seed, ...], Len(1, 1000)] = (0,)
     every_round: bool = False
     refit: Literal["folds", "full"] = "folds"
     warm_head: bool = True
@@ -98,15 +100,9 @@ class DecoderParams:
     training: TrainingParams = field(default_factory=TrainingParams)
 
     def __post_init__(self) -> None:
-        layers = self.trainable_layers
-        if layers != "all" and (not isinstance(layers, int) or layers < 1):
-            raise UsageError(f'trainable_layers must be 1 or more, or "all", not {layers!r}.')
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+        check(self)
+        if len(set(self.seeds)) != len(self.seeds):
             raise UsageError(f"seeds must be different whole numbers, not {list(self.seeds)}.")
-        if not all(0 <= seed < 2**31 for seed in self.seeds):
-            raise UsageError(f"seeds must be from 0 to {2**31 - 1}, not {list(self.seeds)}.")
-        if self.refit not in ("folds", "full"):
-            raise UsageError(f'refit must be "folds" or "full", not {self.refit!r}.')
         if self.refit == "full" and self.every_round:
             raise UsageError(
                 'refit = "full" trains on true labels only, so it does not go with every_round = true. '

@@ -9,6 +9,7 @@ import numpy as np
 
 from stackllm.crossfit.design import CrossFit, Design
 from stackllm.metrics import log_loss
+from stackllm.parameters import FileName, Name, check
 from stackllm.tables.ids import Rows
 from stackllm.tables.imports import read_predictions
 from stackllm.tables.submission import Floats
@@ -29,9 +30,12 @@ class ExternalParams:
         The same for every test row.
     """
 
-    name: str
-    oof: str
-    test: str
+    name: Name
+    oof: FileName
+    test: FileName
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def check_external(

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le, Len
 
 from stackllm.crossfit.targets import Targets
 from stackllm.members.inputs import Inputs
 from stackllm.members.linear import choose_penalty, logistic
+from stackllm.parameters import check
 from stackllm.probabilities import softmax
 from stackllm.recipes.within import centre
 
@@ -39,8 +42,13 @@ class FrozenParams:
     """
 
     centred: bool = False
-    c: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)
-    max_iter: int = 300
+    c: Annotated[tuple[Annotated[float, Ge(1e-9), Le(1e9)], ...], Len(1, 1000)] = (
+        0.0003, 0.001, 0.003, 0.01,
+    )  # fmt: skip
+    max_iter: Annotated[int, Ge(1), Le(1_000_000)] = 300
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def fit(inputs: Inputs, targets: Targets, params: FrozenParams, seed: int, folder: Path) -> None:

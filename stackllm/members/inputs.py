@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,8 @@ from scipy.sparse import csr_matrix
 from stackllm.errors import StorageError
 from stackllm.llm.trunk import Trunk, TrunkParams
 
-VIEWS = ("words", "characters", "skeleton", "edges")
+View = Literal["words", "characters", "skeleton", "edges"]
+VIEWS: tuple[str, ...] = get_args(View)
 """Names of the hashed n-gram matrices."""
 
 _TEXTS, _TRUNK = "texts.parquet", "trunk.parquet"

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+from annotated_types import Ge, Le, Len
 from scipy.sparse import csr_matrix, hstack
 
 from stackllm.crossfit.targets import Targets
-from stackllm.errors import UsageError, did_you_mean
-from stackllm.members.inputs import VIEWS, Inputs
+from stackllm.members.inputs import Inputs, View
 from stackllm.members.linear import logistic
+from stackllm.parameters import check
 from stackllm.probabilities import softmax
 from stackllm.recipes.views import edges, skeleton
 
@@ -41,19 +42,13 @@ class LexicalParams:
         Bound on the optimiser's steps.
     """
 
-    views: tuple[str, ...] = ("words", "characters")
-    c: float = 30.0
-    min_rows: int = 2
-    max_iter: int = 200
+    views: Annotated[tuple[View, ...], Len(1, 100)] = ("words", "characters")
+    c: Annotated[float, Ge(1e-9), Le(1e9)] = 30.0
+    min_rows: Annotated[int, Ge(1), Le(1_000_000_000)] = 2
+    max_iter: Annotated[int, Ge(1), Le(1_000_000)] = 200
 
     def __post_init__(self) -> None:
-        for view in self.views:
-            if view not in VIEWS:
-                raise UsageError(
-                    f'there is no view "{view}" of a text. {did_you_mean(view, VIEWS)}'
-                )
-        if not self.views:
-            raise UsageError("a lexical member needs at least one view of the text.")
+        check(self)
 
 
 def count_ngrams(texts: pl.Series, view: str, n_buckets: int = 2**18) -> csr_matrix:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from stackllm.errors import DataError, UsageError
-from stackllm.store.atomic import storage_errors
+from stackllm.errors import UsageError
 from stackllm.tables.groups import SameQuestion
 
 
@@ -82,22 +80,3 @@ class Request:
             )
         if self.fit is not None and self.temperature is not None:
             raise UsageError("temperature with fit: give one of them, as fit finds its own.")
-
-
-def project() -> dict[str, str]:
-    """``[data]`` of ``stackllm.toml`` in the working directory, empty if there is none."""
-    path = Path("stackllm.toml")
-    if not path.is_file():
-        return {}
-    try:
-        with storage_errors(path, "reading"):
-            table = tomllib.loads(path.read_text(encoding="utf-8")).get("data", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid TOML ({error}). Mend that line.") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path}: [data] must be a table.")
-    names = ("test", "id", "group", "question", "target", "same_question")
-    wrong = [key for key in names if not isinstance(table.get(key, ""), str)]
-    if wrong:
-        raise DataError(f'{path}: "{wrong[0]}" in [data] must be text in quotes.')
-    return {key: table[key] for key in names if table.get(key)}

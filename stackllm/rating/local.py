@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Len
 
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import UsageError
@@ -22,6 +23,7 @@ from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt
 from stackllm.llm.scoring import answer_probabilities, calibrate, score_answers
+from stackllm.parameters import BackboneName, Name, TokenCount, check
 from stackllm.rating import prompt as asking
 from stackllm.rating.prompt import CUT, Piece, compose, compose_text
 from stackllm.rating.question import Asked, Case
@@ -53,22 +55,19 @@ class RaterParams:
         machine. The URL ends before ``/chat/completions``.
     """
 
-    ask: tuple[str, ...] = ()
-    backbone: str = EMBEDDED
+    ask: tuple[Name, ...] = ()
+    backbone: BackboneName = EMBEDDED
     dtype: Dtype = "auto"
-    max_question_tokens: int = 128
-    max_response_tokens: int = 128
-    batch_tokens: int | None = None
+    max_question_tokens: TokenCount = 128
+    max_response_tokens: TokenCount = 128
+    batch_tokens: TokenCount | None = None
     url: str = ""
-    model: str = ""
+    model: Annotated[str, Len(0, 1000)] = ""
 
     def __post_init__(self) -> None:
-        for name in ("max_question_tokens", "max_response_tokens", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"[rater] {name} must be 1 or more, not {value}.")
+        check(self)
         if bool(self.url) != bool(self.model):
-            raise UsageError("[rater] url and model go together: give both, or neither.")
+            raise UsageError("url and model go together: give both, or neither.")
 
 
 _SHARD_CASES = 112

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from stackllm.errors import DataError, MissingInputError, did_you_mean
+from stackllm.errors import DataError, did_you_mean
 from stackllm.store.digest import digest
+from stackllm.toml import read_toml
 
 Kind = Literal["rating", "category", "comparison"]
 
@@ -89,12 +89,7 @@ def read_asked(path: Path) -> Asked:
     DataError
         If it is no TOML, or a key is missing, unknown or of no sense.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingInputError(f"{path}: there is no such recipe file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a TOML file ({error}).") from error
+    content = read_toml(path, "Check the name of the recipe.")
     for name in content:
         if name not in _KEYS:
             raise DataError(f'{path}: there is no key "{name}". {did_you_mean(name, _KEYS)}')

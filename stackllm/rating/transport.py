@@ -13,12 +13,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from stackllm.errors import ServerError, UsageError
+from annotated_types import Ge, Gt, Le
+
+from stackllm.errors import ServerError
+from stackllm.parameters import check
 from stackllm.rating.replies import BadReplyError, Reply, read_reply
 
 _LONGEST_BACKOFF = 30.0
+
+Seconds = Annotated[float, Gt(0), Le(86_400)]
+PerMinute = Annotated[float, Ge(0), Le(1_000_000_000)]
 
 
 @dataclass(frozen=True)
@@ -48,29 +54,19 @@ class ServerParams:
         Whether unencrypted HTTP may leave this machine.
     """
 
-    concurrency: int = 4
-    requests_per_minute: float = 600.0
-    tokens_per_minute: float = 0.0
-    max_requests: int | None = None
-    attempts: int = 5
-    timeout_seconds: float = 60.0
-    deadline_seconds: float = 300.0
-    backoff_seconds: float = 0.5
-    max_bytes: int = 1_000_000
+    concurrency: Annotated[int, Ge(1), Le(1000)] = 4
+    requests_per_minute: PerMinute = 600.0
+    tokens_per_minute: PerMinute = 0.0
+    max_requests: Annotated[int, Ge(0), Le(1_000_000_000)] | None = None
+    attempts: Annotated[int, Ge(1), Le(1000)] = 5
+    timeout_seconds: Seconds = 60.0
+    deadline_seconds: Seconds = 300.0
+    backoff_seconds: Seconds = 0.5
+    max_bytes: Annotated[int, Ge(1), Le(1_000_000_000)] = 1_000_000
     allow_http: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "attempts", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"[server] {name} must be 1 or more, not {getattr(self, name)}.")
-        for name in ("timeout_seconds", "deadline_seconds", "backoff_seconds"):
-            if not 0 < getattr(self, name) <= 86_400:
-                raise UsageError(
-                    f"[server] {name} must be above 0 and at most a day, not {getattr(self, name)}."
-                )
-        for name in ("requests_per_minute", "tokens_per_minute", "max_requests"):
-            if (getattr(self, name) or 0) < 0:
-                raise UsageError(f"[server] {name} can't be negative.")
+        check(self)
 
 
 class UnansweredError(Exception):

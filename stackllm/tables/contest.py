@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import polars as pl
+from annotated_types import Ge, Le
 
-from stackllm.errors import DataError, MissingInputError, UsageError
+from stackllm.errors import DataError, MissingInputError
+from stackllm.parameters import FileName, Name, check
 from stackllm.tables.columns import find_column
 from stackllm.tables.files import check_ids, check_text, read_table
 from stackllm.tables.groups import SameQuestion, check_filled, group_ids, said_of_merged
@@ -49,21 +52,20 @@ class TableParams:
         Put an apostrophe before ids in CSV exports that a spreadsheet would run as formulas.
     """
 
-    train: str = "train.csv"
-    test: str = "test.csv"
-    id: str | None = None
-    group: str = "Question"
-    text: str = "Response"
-    target: str = "target"
-    question: str | None = None
+    train: FileName = "train.csv"
+    test: FileName = "test.csv"
+    id: Name | None = None
+    group: Name = "Question"
+    text: Name = "Response"
+    target: Name = "target"
+    question: Name | None = None
     same_question: SameQuestion = "normalised"
-    quota: int = 1
-    sample: str | None = None
+    quota: Annotated[int, Ge(1), Le(10_000)] = 1
+    sample: FileName | None = None
     csv_safe: bool = False
 
     def __post_init__(self) -> None:
-        if self.quota < 1:
-            raise UsageError(f"quota must be 1 or more, not {self.quota}.")
+        check(self)
 
     @property
     def exact(self) -> bool:

@@ -61,11 +61,11 @@ def test_wrong_column(contest):
     ("content", "sentence"),
     [
         ("[dta]\n", 'there is no section [dta]. Did you mean "data"?'),
-        ("[run]\nfold = 3\n", 'there is no "fold". Did you mean "folds"?'),
-        ("[run]\nfolds = 'x'\n", "folds must be int"),
+        ("[run]\nfold = 3\n", '[run] has no key "fold". Did you mean "folds"?'),
+        ("[run]\nfolds = 'x'\n", "[run] folds must be a whole number from 2 to 1000, not "),
         ("[run\n", "not a TOML file"),
         ("[[member]]\nkind = 'lexicl'\n", 'there is no kind "lexicl". Did you mean "lexical"?'),
-        ("[[member]]\nkind = 'external'\nname = 'x'\n", 'an external member needs "oof"'),
+        ("[[member]]\nkind = 'external'\nname = 'x'\n", '[[member]] number 1 needs "oof"'),
         (
             "[[member]]\nkind = 'lexical'\n[[member]]\nkind = 'lexical'\n",
             'two members are called "lexical"',
@@ -80,9 +80,25 @@ def test_bad_settings(contest, content, sentence):
 
 
 def test_values_without_sense(contest):
-    refused(contest, 2, "--folds must be 2 or more, not 1", "stack", "--folds", "1", *PLAIN)
+    refused(
+        contest,
+        2,
+        "--folds must be a whole number from 2 to 1000, not 1",
+        "stack",
+        "--folds",
+        "1",
+        *PLAIN,
+    )
     refused(contest, 65, "9 groups cannot be split into 20 folds", "stack", "--folds", "20", *PLAIN)
-    refused(contest, 2, "--rounds must be 0 or more, not -1", "pseudo", "--rounds", "-1", *PLAIN)
+    refused(
+        contest,
+        2,
+        "--rounds must be a whole number from 0 to 100, not -1",
+        "pseudo",
+        "--rounds",
+        "-1",
+        *PLAIN,
+    )
     refused(contest, 2, "--name may hold", "stack", "--name", "../x", *PLAIN)
     refused(contest, 66, "there is no such folder", "stack", "--backbone", "/no/where", "--quiet")
     refused(contest, 66, "no.toml: there is no such file", "stack", "--config", "no.toml", *PLAIN)

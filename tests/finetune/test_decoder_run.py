@@ -273,7 +273,7 @@ def test_notes_that_are_torn_or_old_are_passed_by(tmp_path):
 
 
 def test_names_and_settings_that_do_not_go_together_are_refused():
-    with pytest.raises(UsageError, match='refit must be "folds" or "full", not \'all\''):
+    with pytest.raises(UsageError, match='refit must be "folds" or "full", not "all"'):
         DecoderParams(refit="all")
     with pytest.raises(UsageError, match="does not go with every_round = true"):
         DecoderParams(refit="full", every_round=True)
@@ -289,7 +289,7 @@ def test_names_and_settings_that_do_not_go_together_are_refused():
 def test_what_makes_no_sense_is_one_sentence(contest, backbone):
     for layers, sentence in {
         "3": 'has 3 layers; trainable_layers must be 1 to 2, or "all"',
-        '"some"': "trainable_layers must be 1 or more, or \"all\", not 'some'",
+        '"some"': 'trainable_layers must be a whole number from 1 to 10000 or "all", not "some"',
     }.items():
         configure(contest, backbone, layers=layers)
         told = stackllm("features", "--quiet", "--jobs", "1", cwd=contest)

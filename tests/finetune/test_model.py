@@ -390,7 +390,9 @@ def test_settings_that_fit_no_model_are_refused(make_backbone):
     nowhere = LoraParams(target_modules=("no_such_layer",))
     with pytest.raises(UsageError, match="fit none of its layers"):
         new_classifier(backbone, "float32", 3, nowhere, 2, seed=0)
-    with pytest.raises(UsageError, match='trainable_layers must be 1 or more, or "all"'):
+    with pytest.raises(
+        UsageError, match=r'trainable_layers must be a whole number .* or "all", not 0'
+    ):
         DecoderParams(trainable_layers=0)
     with pytest.raises(UsageError, match="seeds must be different"):
         DecoderParams(seeds=(1, 1))

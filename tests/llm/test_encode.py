@@ -136,7 +136,7 @@ def test_long_questions_are_cut_in_the_middle(backbone, engine):
 def test_backbones_that_are_not_there():
     with pytest.raises(MissingInputError, match="there is no such folder"):
         find_backbone("/no/such/folder")
-    with pytest.raises(UsageError, match="depths must be above 0"):
+    with pytest.raises(UsageError, match="depths, entry 1, must be a number above 0 and at most 1"):
         EncoderParams(depths=(0.0,))
 
 

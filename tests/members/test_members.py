@@ -130,7 +130,7 @@ def test_centred_member_sees_the_group(inputs, tmp_path):
 
 
 def test_unknown_views_are_refused():
-    with pytest.raises(UsageError, match=r'no view "wrds" of a text\. Did you mean "words"'):
+    with pytest.raises(UsageError, match=r'views, entry 1, must be .* Did you mean "words"\?'):
         LexicalParams(views=("wrds",))
 
 
