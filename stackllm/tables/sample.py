@@ -57,8 +57,8 @@ def read_sample(path: Path, table: Table) -> SampleLayout:
     Parameters
     ----------
     path
-        CSV or Parquet with an id column, as in :func:`~stackllm.tables.ids.id_column`, and a column
-        per class. Columns of text that are neither are left out of the submission.
+        CSV or Parquet with a column per class and an id column: the one that holds the test rows' ids,
+        whatever it is called. Columns of text that are neither are left out of the submission.
     table
         Test rows and classes.
 
@@ -68,7 +68,9 @@ def read_sample(path: Path, table: Table) -> SampleLayout:
         With the ids or the class that one of them lacks.
     """
     frame, rows = read_table(path), table.test_rows()
-    name = id_column(path, frame, rows=rows)
+    wanted = rows.ids.sort()
+    holds_ids = [column.name for column in frame if column.sort().equals(wanted)]
+    name = holds_ids[0] if len(holds_ids) == 1 else id_column(path, frame, rows=rows)
     header = [column for column in frame.columns if column != name]
     classes = match_classes(path, header, table.classes)
     surplus = [
@@ -82,7 +84,7 @@ def read_sample(path: Path, table: Table) -> SampleLayout:
             f"training table ({first_few(surplus)}). Remove them, or use the training table that they belong to."
         )
     positions, _ = find_rows(rows, path, frame, name, beside=header)
-    order = np.argsort(positions)
+    order = np.argsort(positions)  # from the sample's rows to the table's
     ids = rows.ids[order]
     columns = [column for column in frame.columns if column in {name, *classes}]
     if name is None:

@@ -145,6 +145,9 @@ def match_classes(path: Path, header: Sequence[str], classes: Sequence[str]) -> 
     wanted, held = [_suffix(name) for name in classes], [_suffix(name) for name in header]
     if len(set(wanted)) == len(wanted) and all(held.count(suffix) == 1 for suffix in wanted):
         return [header[held.index(suffix)] for suffix in wanted]
+    lacking = [
+        name for name, end in zip(classes, wanted, strict=True) if end not in held
+    ] or lacking
     raise DataError(
         f'{path}: {len(lacking)} class columns are not there (first: "{lacking[0]}"). '
         f"{did_you_mean(lacking[0], header)}"

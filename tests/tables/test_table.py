@@ -1,5 +1,4 @@
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -8,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllm.errors import DataError, MissingInputError
-from stackllm.tables.contest import TableParams, group_ids, read_training, sort_classes
+from stackllm.tables.contest import TableParams, read_training, sort_classes
 from stackllm.tables.files import read_table
-from stackllm.tables.groups import normalise
 
 TRAIN = "Question,Response,target\nq1,a,0\nq1,b,1\nq2,c,0\nq2,d,1\n"
 TEST = "id,Question,Response\n007,q3,x\n008,q3,y\n"
@@ -153,13 +151,6 @@ def test_classes_are_sorted_as_numbers_or_text():
     assert sort_classes(["b", "10", "a"]) == ("10", "a", "b")
 
 
-@given(st.text(), st.text(alphabet=" \t\n.?!", max_size=4))
-def test_what_makes_no_difference_makes_no_group(text, tail):
-    assert normalise(normalise(text)) == normalise(text)
-    if normalise(text).strip(" .?!…:;,"):
-        assert normalise(text + tail) == normalise(text)
-
-
 cell = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=20)
 
 
@@ -169,9 +160,3 @@ def test_any_cell_survives_csv(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     pl.DataFrame(rows, schema=["a", "b"], orient="row").write_csv(path)
     assert read_table(path).rows() == rows
-
-
-def test_group_ids_do_not_depend_on_the_process():
-    assert group_ids(pl.Series(["What is Rust?"])).to_list() == [
-        hashlib.sha256(b"what is rust").hexdigest()[:16]
-    ]
