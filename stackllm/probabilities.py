@@ -85,8 +85,6 @@ def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
         raise DataError(
             f"groups must be one id per row, shape (n_rows,); its shape is {values.shape}."
         )
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise DataError(f"groups is NaN in row {int(np.isnan(values).argmax())} (counted from 0).")
     if values.dtype.kind in "iu" and len(values):
         low, span = int(values.min()), int(values.max()) - int(values.min()) + 1
         # counting is many times faster than sorting; small types would overflow on the way
@@ -95,9 +93,17 @@ def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
             seen = np.bincount(offset, minlength=span) > 0
             return (np.cumsum(seen) - 1)[offset], np.flatnonzero(seen) + low
     try:
+        if values.dtype.kind in "fO":
+            missing = np.array([value is None or value != value for value in values.tolist()], bool)
+            if missing.any():
+                row = int(missing.argmax())
+                raise DataError(
+                    f"groups is {values[row]} in row {row} (counted from 0). Give every row a group, or leave it out."
+                )
         names, codes = np.unique(values, return_inverse=True)
     except TypeError as error:
-        raise DataError(f"groups must be all strings or all numbers: {error}.") from error
+        kinds = ", ".join(sorted({type(value).__name__ for value in values.tolist()}))
+        raise DataError(f"groups must be all strings or all numbers; they are {kinds}.") from error
     return codes.astype(np.intp, copy=False), names
 
 

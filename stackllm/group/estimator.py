@@ -28,7 +28,7 @@ from stackllm.group.calibration import fit_temperature, temperature_of
 from stackllm.group.plan import Plan, Quota
 from stackllm.group.posterior import posterior_of
 from stackllm.group.tempering import Calibration, tempered
-from stackllm.probabilities import Floats, check_probabilities
+from stackllm.probabilities import Floats, as_array, check_probabilities
 
 _WAY_OUT = (
     "Pass groups=…. Where scikit-learn makes the call and passes none on (cross_val_predict, scorers by name, "
@@ -143,8 +143,14 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         Raises
         ------
         ValueError
-            If labels, groups, quota or temperature make no sense, or the classifier refuses ``X``.
+            If labels, groups, quota, exactly, temperature or ``group_column`` make no sense, or the
+            classifier gives no probabilities or refuses ``X``.
         """
+        if not hasattr(self._inner(), "predict_proba"):
+            raise UsageError(
+                f"{type(self._inner()).__name__} gives no probabilities (predict_proba). Wrap it: "
+                "GroupPosterior(CalibratedClassifierCV(…))."
+            )
         labels = column_or_1d(y, warn=True)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
@@ -267,7 +273,7 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
             groups = column if groups is None else groups
         if groups is None:
             return X, None
-        ids = np.asarray(groups)
+        ids = as_array(groups, "groups")
         if ids.ndim == 1 and len(ids) != _num_samples(X):
             raise DataError(f"groups has {len(ids)} entries for {_num_samples(X)} rows.")
         return X, ids

@@ -23,6 +23,7 @@ from sklearn.model_selection import (
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from stackllm import GroupPosterior, posterior
@@ -279,6 +280,8 @@ def test_a_quota_by_group_goes_by_the_ids_of_the_groups() -> None:
     ("options", "groups", "said"),
     [
         ({}, [1, 2, 3], "groups has 3 entries for 20 rows"),
+        ({}, [[1], [1, 2]], "equally long"),
+        ({}, [None] * 20, "groups is None in row 0"),
         ({"quota": -1}, [0] * 20, "whole numbers of 0 or more"),
         ({"quota": {0: 1}}, [1] * 20, "no places for 1 of 1 groups"),
         ({"temperature": -1.0}, [0] * 20, "temperature must be between"),
@@ -295,3 +298,12 @@ def test_what_makes_no_sense_is_refused_before_anything_is_fitted(options, group
 
     with pytest.raises((DataError, UsageError), match=said):
         GroupPosterior(Never(), **options).fit(X, y, groups=groups)
+
+
+@pytest.mark.parametrize("inner", [LinearSVC(), make_pipeline(StandardScaler(), LinearSVC())])
+def test_a_classifier_without_probabilities_is_sent_to_one_that_gives_them(inner) -> None:
+    X, y, groups = grouped(20)
+    with pytest.raises(UsageError, match=r"no probabilities.*CalibratedClassifierCV"):
+        GroupPosterior(inner).fit(X, y, groups=groups)
+    model = GroupPosterior(CalibratedClassifierCV(inner)).fit(X, y, groups=groups)
+    assert model.predict_proba(X, groups=groups).shape == (80, 4)

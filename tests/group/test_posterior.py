@@ -296,6 +296,10 @@ def test_belief_propagation_is_exact_for_one_row_and_finite_for_contradictions(e
         ([[0.0, 0.0]], [0], "not all zero"),
         ([[0.5, 0.5]], [0, 1], r"\(1, 2\) and \(2,\)"),
         ([0.5, 0.5], [0, 1], "n_rows, n_classes"),
+        ([[0.5, 0.5]] * 2, ["a", None], "groups is None in row 1"),
+        ([[0.5, 0.5]] * 2, [1.0, np.nan], "groups is nan in row 1"),
+        ([[0.5, 0.5]] * 2, np.array([np.nan, np.nan], object), "groups is nan in row 0"),
+        ([[0.5, 0.5]] * 2, np.array(["a", 1], object), "they are int, str"),
     ],
 )
 def test_unusable_probabilities_are_refused(p, groups, said) -> None:
