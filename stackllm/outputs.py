@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,26 @@ import polars as pl
 from stackllm import __version__
 from stackllm.crossfit.design import CrossFit
 from stackllm.crossfit.pseudo import audit
+from stackllm.engine.local import read_timings
+from stackllm.errors import StackllmError
 from stackllm.members.registry import Member
 from stackllm.members.stage import gather_full, gather_places, places_of
-from stackllm.predict import store_model, submitted, submitted_blend
-from stackllm.stack.posteriors import cross_calibrate
-from stackllm.stack.round import Round
-from stackllm.store.atomic import write_file, write_text
+from stackllm.metrics import log_loss
+from stackllm.predict import store_model
+from stackllm.report.leaderboard import leaderboard, member_scores, render, verdicts
+from stackllm.report.logbook import EARLIER, RECORD, STATE
+from stackllm.stack.posteriors import Calibrated, cross_calibrate
+from stackllm.stack.round import Round, final_posteriors, final_rows
+from stackllm.store.atomic import make_folder, write_file, write_text
 from stackllm.store.digest import file_digest
 from stackllm.study import Study
 from stackllm.tables.contest import Table
-from stackllm.tables.sample import plain_layout, read_sample
 from stackllm.tables.spreadsheet import spreadsheet_safe
 
+_HANDED_OUT = (
+    RECORD, "leaderboard.csv", "oof.parquet", "test.parquet", "pseudo_labels.parquet", "submission*.csv",
+    "predictions",
+)  # fmt: skip
 _NOT_STORED = {"seconds", "test_one_fold", "test_raw", "test_posterior", "test_se"}
 """Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""
 
@@ -44,89 +54,180 @@ _PACKAGES = (
 )
 
 
-def best_round(rounds: Sequence[Round]) -> Round:
-    """The round whose final posteriors have the least out-of-fold log loss; the first of equals."""
-    return min(rounds, key=lambda played: played.loss)
+@dataclass(frozen=True)
+class Run:
+    """What a finished run tells; everything else is below its folder.
+
+    Parameters
+    ----------
+    root
+        The run's folder.
+    board
+        The leaderboard; see :func:`~stackllm.report.leaderboard.leaderboard`.
+    verdicts
+        Each round beside the one before it, in words.
+    best_round, loss
+        The round that is submitted and its out-of-fold posterior log loss; None before stage two.
+    submission
+        The file to submit; None before stage two.
+    """
+
+    root: Path
+    board: pl.DataFrame
+    verdicts: tuple[str, ...] = ()
+    best_round: int | None = None
+    loss: float | None = None
+    submission: Path | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """The same for programs."""
+        told: dict[str, Any] = {"leaderboard": self.board.to_dicts()}
+        if self.submission is not None:
+            told |= {
+                "rounds": list(self.verdicts),
+                "best_round": self.best_round,
+                "oof_log_loss": self.loss,
+                "submission": str(self.submission),
+            }
+        return told
+
+    def __str__(self) -> str:
+        lines = [render(self.board), *self.verdicts]
+        if self.submission is not None:
+            lines.append(f"submission of round {self.best_round}: {self.submission}")
+        return "\n".join(lines)
 
 
-def write_outputs(study: Study, rounds: Sequence[Round], board: pl.DataFrame) -> Path:
+@contextmanager
+def recorded(study: Study) -> Iterator[None]:
+    """Note beside the outputs whether the run is running, finished or failed; set aside what another run left.
+
+    A run of other settings or tables under the same name would replace what this one's predecessor handed
+    out: that is moved into ``earlier/`` and said.
+    """
+    root = study.workspace.root
+    _set_aside(study)
+    _note(root, "running")
+    try:
+        yield
+    except StackllmError as error:
+        _note(root, "failed", str(error))
+        raise
+    _note(root, "finished")
+
+
+def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequence[Round]) -> Run:
     """Publish everything that a run hands out, below the run's folder.
 
+    Parameters
+    ----------
+    study
+        The run.
+    posteriors
+        Of stage one's members, for a run that ends there.
+    rounds
+        The rounds that were played; empty if the run ends with stage one.
+
+    Notes
+    -----
     ``oof.parquet`` and ``test.parquet`` hold the final posteriors of the best round,
     ``predictions/`` the calibrated row probabilities of every model and round, and of single seeds
-    and refitted models where members have them, ``pseudo_labels.parquet`` the audit table, ``submission_raw.csv`` round 0 before stage three, ``leaderboard.csv`` the scores, ``run.json`` how it was made.
-
-    Returns
-    -------
-    Path
-        ``submission.csv`` of the best round.
+    and refitted models where members have them, ``pseudo_labels.parquet`` the audit table,
+    ``submission_raw.csv`` round 0 before stage three, ``leaderboard.csv`` the scores, ``run.json``
+    how it was made.
     """
-    root, table = study.engine.root, study.table
-    best = best_round(rounds)
+    root = study.workspace.root
+    timings = read_timings(root)
+    if not rounds:
+        board = member_scores(0, posteriors, study.design, timings, study.truth)
+        _write_rows(study, 0, posteriors)
+        _write_record(study, board, _members_record(posteriors, study))
+        return Run(root, board)
+    board = leaderboard(rounds, study.design, timings, study.truth)
+    best = min(rounds, key=lambda played: played.loss)  # the first of equals
+    full = full_predictions(study)
+    _write_predictions(study, rounds, best, full)
+    _write_record(study, board, _rounds_record(rounds, best))
+    store_model(study, best, sorted(full))
+    told = tuple(verdicts(rounds, study.design))
+    return Run(root, board, told, best.number, best.loss, root / "submission.csv")
+
+
+def _write_predictions(
+    study: Study, rounds: Sequence[Round], best: Round, full: Mapping[str, np.ndarray]
+) -> None:
+    root, table, design = study.workspace.root, study.table, study.design
     for played in rounds:
-        for name, found in played.posteriors.items():
-            folder = root / "predictions" / f"round{played.number}"
-            _write(folder / f"{name}_oof.parquet", table.train, table, found.rows.oof)
-            _write(folder / f"{name}_test.parquet", table.test, table, found.rows.test_mean())
-        final = submitted(study, played)
+        _write_rows(study, played.number, played.posteriors)
+        rows = _test_rows(played, full)
+        if played.number == 0:
+            write_submission(root / "submission_raw.csv", study, rows.mean(axis=0))
+        final = final_posteriors(rows, design.test_groups, study.settings.data.quota)
         write_submission(root / f"submission_round{played.number}.csv", study, final)
+        if played is best:
+            _write(root / "test.parquet", table.test, table, final)
+            write_submission(root / "submission.csv", study, final)
     for member in study.settings.members:
-        _write_parts(study, member, root / "predictions" / "round0")
-    final = submitted(study, best)
+        _write_parts(study, member, full, root / "predictions" / "round0")
     _write(root / "oof.parquet", table.train, table, best.final.oof)
-    _write(root / "test.parquet", table.test, table, final)
     if len(rounds) > 1:
         labels = pl.concat(
-            audit(
-                played.final, study.design, played.number + 1, table.test["row_id"], table.classes
-            )
-            for played in rounds[:-1]
+            audit(fit, design, study.settings.pseudo, table.test["row_id"], table.classes)
+            for played in rounds
+            for fit in played.fits
         )
         write_file(root / "pseudo_labels.parquet", labels.write_parquet)
-    scores = board.select([name for name in board.columns if name not in _NOT_STORED])
-    write_file(root / "leaderboard.csv", scores.write_csv)
-    write_text(root / "run.json", json.dumps(_record(study, rounds), indent=1, sort_keys=True))
-    store_model(study, best)
-    raw = cross_calibrate(submitted_blend(study, rounds[0]), study.design).test_mean()
-    write_submission(root / "submission_raw.csv", study, raw)
-    submission = root / "submission.csv"
-    write_submission(submission, study, final)
-    return submission
 
 
-def _write_parts(study: Study, member: Member, folder: Path) -> None:
+def full_predictions(study: Study) -> dict[str, np.ndarray]:
+    """Test rows by models on all training rows, ``(n_test, n_classes)``, of the members that have such."""
+    predictions = {
+        member.name: gather_full(member, study.design, study.workspace.root)
+        for member in study.settings.members
+    }
+    return {name: matrix for name, matrix in predictions.items() if matrix is not None}
+
+
+def _test_rows(played: Round, full: Mapping[str, np.ndarray]) -> np.ndarray:
+    views = {name: model.test for name, model in played.models.items()}
+    return final_rows(views, full, played.blend.weights)
+
+
+def _write_rows(study: Study, number: int, posteriors: Mapping[str, Calibrated]) -> None:
+    table = study.table
+    folder = study.workspace.root / "predictions" / f"round{number}"
+    for name, calibrated in posteriors.items():
+        _write(folder / f"{name}_oof.parquet", table.train, table, calibrated.rows.oof)
+        _write(folder / f"{name}_test.parquet", table.test, table, calibrated.rows.test_mean())
+
+
+def _write_parts(
+    study: Study, member: Member, full: Mapping[str, np.ndarray], folder: Path
+) -> None:
     """Publish what a member's single seeds predict in round 0, and its models on all training rows.
 
     Each is calibrated like the member itself: on its own out-of-fold rows, and the models on all
     rows, which have none, on the member's.
     """
-    design, root, table = study.design, study.engine.root, study.table
+    design, root, table = study.design, study.workspace.root, study.table
     places = places_of(member, design.first_fits(), design)
-    if len(member.seeds) > 1:
-        for seed in member.seeds:
-            own = [place for place in places if place.seed == seed]
-            rows = cross_calibrate(gather_places(own, design, root), design)
-            name = f"{member.name}_seed{seed}"
-            _write(folder / f"{name}_oof.parquet", table.train, table, rows.oof)
-            _write(folder / f"{name}_test.parquet", table.test, table, rows.test_mean())
-    full = gather_full(member, design, root)
-    if full is not None:
+    seeds = member.traits.seeds or ()
+    for seed in seeds if len(seeds) > 1 else ():
+        single = [place for place in places if place.seed == seed]
+        rows = cross_calibrate(gather_places(single, design, root), design)
+        name = f"{member.name}_seed{seed}"
+        _write(folder / f"{name}_oof.parquet", table.train, table, rows.oof)
+        _write(folder / f"{name}_test.parquet", table.test, table, rows.test_mean())
+    if member.name in full:
         whole = gather_places(places, design, root)
-        rows = cross_calibrate(CrossFit(whole.oof, np.broadcast_to(full, whole.test.shape)), design)
+        test = np.broadcast_to(full[member.name], whole.test.shape)
+        rows = cross_calibrate(CrossFit(whole.oof, test), design)
         _write(folder / f"{member.name}_full_test.parquet", table.test, table, rows.test_mean())
 
 
 def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> None:
-    """Publish test probabilities as CSV, in the columns of the sample submission if there is one.
-
-    Raises
-    ------
-    DataError
-        If the sample's columns do not match the classes or its ids are not the test rows.
-    """
-    sample = study.settings.data.sample
-    layout = read_sample(Path(sample), study.table) if sample else plain_layout(study.table)
-    frame = layout.filled(probabilities)
+    """Publish test probabilities as CSV, in the columns of the sample submission if there is one."""
+    frame = study.layout.filled(probabilities)
     if study.settings.data.csv_safe:
         frame = spreadsheet_safe(frame)
     write_file(path, frame.write_csv)
@@ -138,8 +239,37 @@ def _write(path: Path, rows: pl.DataFrame, table: Table, probabilities: np.ndarr
     write_file(path, frame.write_parquet)
 
 
-def _record(study: Study, rounds: Sequence[Round]) -> dict[str, Any]:
-    """How a run was made, without anything that differs between two runs of the same."""
+def _write_record(study: Study, board: pl.DataFrame, more: dict[str, Any]) -> None:
+    root = study.workspace.root
+    scores = board.select([name for name in board.columns if name not in _NOT_STORED])
+    write_file(root / "leaderboard.csv", scores.write_csv)
+    content = {**_how_made(study), **more}
+    write_text(root / RECORD, json.dumps(content, indent=1, sort_keys=True))
+
+
+def _members_record(posteriors: Mapping[str, Calibrated], study: Study) -> dict[str, Any]:
+    """Of a run that ends with stage one, the score of its best member."""
+    losses = {name: log_loss(it.oof, study.design.labels) for name, it in posteriors.items()}
+    best = min(losses, key=losses.__getitem__)
+    return {"until": "features", "oof_log_loss": {best: losses[best]}, "best_round": None}
+
+
+def _rounds_record(rounds: Sequence[Round], best: Round) -> dict[str, Any]:
+    return {
+        "until": "pseudo" if len(rounds) > 1 else "stack",
+        "oof_log_loss": {f"round {played.number}": played.loss for played in rounds},
+        "best_round": best.number,
+        "blend_weights": {
+            f"round {played.number}": dict(
+                zip(played.blend.names, played.blend.weights.mean(axis=0).tolist(), strict=True)
+            )
+            for played in rounds
+        },
+    }
+
+
+def _how_made(study: Study) -> dict[str, Any]:
+    """How a run is made, without anything that differs between two runs of the same."""
     data = study.settings.data
     return {
         "stackllm": __version__,
@@ -153,15 +283,59 @@ def _record(study: Study, rounds: Sequence[Round]) -> dict[str, Any]:
         "n_train": study.table.train.height,
         "n_test": study.table.test.height,
         "notes": list(study.table.notes),
-        "oof_log_loss": {f"round {played.number}": played.loss for played in rounds},
-        "best_round": best_round(rounds).number,
-        "blend_weights": {
-            f"round {played.number}": dict(
-                zip(played.blend.names, played.blend.weights.mean(axis=0).tolist(), strict=True)
-            )
-            for played in rounds
-        },
     }
+
+
+def _set_aside(study: Study) -> None:
+    """Move what a run of other settings or tables handed out under this name into ``earlier/``."""
+    root = study.workspace.root
+    try:
+        stored = json.loads((root / RECORD).read_text(encoding="utf-8"))
+        differences = _differences(stored, _how_made(study))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, AttributeError):
+        differences = ["an unreadable run.json"]
+    if not differences:
+        return
+    number = max([0, *(int(path.name) for path in (root / EARLIER).glob("[0-9]*"))]) + 1
+    folder = root / EARLIER / f"{number:03d}"
+    make_folder(folder)
+    for pattern in _HANDED_OUT:
+        for path in sorted(root.glob(pattern)):
+            path.replace(folder / path.name)
+    study.workspace.reporter.warn(
+        f"{root} was made before with {'; '.join(differences[:5])}. What it handed out is kept in {folder}; "
+        "another --name keeps both apart."
+    )
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Settings that another result would come of, as they were; and whether the tables were others."""
+    was, will = _flat(stored["settings"]), _flat(wanted["settings"])
+    names = sorted(name for name in was.keys() | will.keys() if was.get(name) != will.get(name))
+    changed = [f"{name} = {was.get(name)}" for name in names]
+    tables = [sorted(record["inputs"].values()) for record in (stored, wanted)]
+    return changed + (["other tables"] if tables[0] != tables[1] else [])
+
+
+_NO_DIFFERENCE = {"data.train", "data.test", "data.sample", "data.csv_safe", "pseudo.rounds"}
+"""Where the tables stand, how the submission is written, and how far a run goes: its models stay the same."""
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, values in settings.items():
+        if section == "server":
+            continue
+        inner = values if isinstance(values, dict) else {"": values}
+        flat |= {f"{section}.{name}".rstrip("."): value for name, value in inner.items()}
+    return {name: value for name, value in flat.items() if name not in _NO_DIFFERENCE}
+
+
+def _note(root: Path, state: str, error: str = "") -> None:
+    content = {"state": state, **({"error": error} if error else {})}
+    write_text(root / STATE, json.dumps(content))
 
 
 def _cpu_flags() -> list[str]:

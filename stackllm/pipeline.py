@@ -2,79 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
 from stackllm.crossfit.design import CrossFit, Fit
 from stackllm.crossfit.pseudo import pseudo_targets
-from stackllm.engine.local import Engine
-from stackllm.members.external import read_external
+from stackllm.engine.local import PendingError
+from stackllm.members.build import StoredInputs, build_inputs, index_trunk
 from stackllm.members.inputs import load_inputs
 from stackllm.members.stage import cross_fit_members
+from stackllm.outputs import Run, hand_out, recorded
+from stackllm.planning import Plan, make_plan
 from stackllm.settings import Settings
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
 from stackllm.stack.round import Round, finish_round
 from stackllm.stack.stage import cross_fit_stack
-from stackllm.study import Study, open_study
+from stackllm.study import Study, open_study, store_folds
+from stackllm.workspace import Workspace
+
+Until = Literal["features", "stack", "pseudo"]
+"""Which step is the last: members, stack and blend, or rounds of pseudo-labels."""
+
+_INPUTS = "table"
+"""What the unit of the table's matrices is called."""
 
 
-def stage_one(study: Study, fits: list[Fit]) -> tuple[dict[str, CrossFit], dict[str, Calibrated]]:
-    """Members of one round and their group posteriors."""
-    settings, table = study.settings, study.table
-    members = cross_fit_members(
-        settings.members,
-        fits,
-        study.design,
-        study.inputs,
-        study.keys,
-        settings.run.seed,
-        study.engine,
-        study.cache_trunk,
-    )
-    for params in settings.external:
-        members[params.name], warnings = read_external(
-            params, study.design, table.train_rows(), table.test_rows(), table.classes
-        )
-        for warning in warnings:
-            study.engine.reporter.warn(warning)
-    posteriors = {
-        name: cross_posteriors(member, study.design, settings.data.quota)
-        for name, member in members.items()
-    }
-    return members, posteriors
+def run(
+    settings: Settings, workspace: Workspace, *, until: Until = "pseudo", truth: Path | None = None
+) -> Run:
+    """All steps as far as ``until``, and everything that a run hands out.
+
+    Parameters
+    ----------
+    settings
+        What the user asked for.
+    workspace
+        Where results stand, and who computes them.
+    until
+        The last step.
+    truth
+        Labels of the test rows, for scores only.
+
+    Raises
+    ------
+    MissingInputError, DataError, UsageError
+        Before the first unit, if anything that the run is going to need is not there or not right.
+    StorageError, TrainingError, ServerError, BudgetError
+        If a unit fails; finished units are kept, and the same call goes on.
+    """
+    study = open_study(settings, workspace, truth)
+    with recorded(study):
+        store_folds(study)
+        return hand_out(study, *play(study, until))
 
 
-def play_round(study: Study, number: int, before: Round | None) -> Round:
-    """Stages one to three; from round 1 on with pseudo-labels of the round before."""
+def plan(
+    settings: Settings, workspace: Workspace, *, until: Until = "pseudo", truth: Path | None = None
+) -> Plan:
+    """What :func:`run` would do, of all stages; the parameters and errors are the same, the workspace dry."""
+    study = open_study(settings, workspace, truth)
+    notes: list[str] = []
+    units: dict[str, str] = {}
+    for step in (store_folds, partial(play, until=until)):
+        try:
+            step(study)
+        except PendingError as error:
+            units |= error.units
+            notes += [error.note] if error.note else []
+    rounds = settings.pseudo.rounds if until == "pseudo" else 0
+    return make_plan(study, rounds, until != "features", notes, units)
+
+
+def play(study: Study, until: Until) -> tuple[dict[str, Calibrated], list[Round]]:
+    """Stage one's posteriors where it is the last step, else the rounds that were played."""
+    settings = study.settings
+    inputs = build_inputs(
+        _INPUTS, study.table.rows(), settings.encoder, study.recipes, study.workspace,
+        rater=settings.rater, server=settings.server,
+    )  # fmt: skip
+    if until == "features":
+        return stage_one(study, inputs, study.design.first_fits())[1], []
+    rounds = play_rounds(study, inputs, settings.pseudo.rounds if until == "pseudo" else 0)
+    return {}, rounds
+
+
+def play_rounds(study: Study, inputs: StoredInputs, rounds: int) -> list[Round]:
+    """Round 0 and so many rounds of pseudo-labels."""
+    played = [play_round(study, inputs, study.design.first_fits())]
+    for number in range(1, rounds + 1):
+        label = partial(pseudo_targets, played[-1].final, study.design, study.settings.pseudo)
+        played.append(play_round(study, inputs, study.design.next_fits(number, label)))
+    return played
+
+
+def play_round(study: Study, inputs: StoredInputs, fits: Sequence[Fit]) -> Round:
+    """Stages one to three at the places of one cross-fit."""
     settings, design = study.settings, study.design
-    if before is None:
-        fits = design.first_fits()
-    else:
-        final = before.final
-        fits = design.next_fits(
-            number, lambda fold, part: pseudo_targets(final, design, settings.pseudo, fold, part)
-        )
-    members, posteriors = stage_one(study, fits)
-    inputs = load_inputs(study.inputs)
+    members, posteriors = stage_one(study, inputs, fits)
     stack = cross_fit_stack(
         members,
-        {name: found.predictions for name, found in posteriors.items()},
-        inputs,
+        {name: calibrated.predictions for name, calibrated in posteriors.items()},
+        load_inputs(inputs.folder),
         fits,
         design,
         settings.stack,
         settings.run.seed,
-        study.engine,
+        study.workspace.run,
     )
-    return finish_round(number, fits, members, posteriors, stack, design, settings.data.quota)
+    return finish_round(fits, members, posteriors, stack, design, settings.data.quota)
 
 
-def play_rounds(study: Study, rounds: int) -> list[Round]:
-    """Round 0 and so many rounds of pseudo-labels."""
-    played = [play_round(study, 0, None)]
-    for number in range(1, rounds + 1):
-        played.append(play_round(study, number, played[-1]))
-    return played
-
-
-def run(settings: Settings, cache: Engine, engine: Engine) -> tuple[Study, list[Round]]:
-    """All four steps: features, stack, posteriors, pseudo-labels."""
-    study = open_study(settings, cache, engine)
-    return study, play_rounds(study, settings.pseudo.rounds)
+def stage_one(
+    study: Study, inputs: StoredInputs, fits: Sequence[Fit]
+) -> tuple[dict[str, CrossFit], dict[str, Calibrated]]:
+    """Members at the places of one cross-fit, and their group posteriors."""
+    settings, rows = study.settings, study.table.rows()
+    members = cross_fit_members(
+        settings.members,
+        fits,
+        study.design,
+        inputs,
+        settings.run.seed,
+        study.workspace.run,
+        lambda trunk: index_trunk(_INPUTS, rows, trunk, study.workspace),
+    )
+    members |= study.external
+    quota = settings.data.quota
+    return members, {
+        name: cross_posteriors(member, study.design, quota) for name, member in members.items()
+    }

@@ -1,46 +1,58 @@
-"""Applying a run's stored models to groups that it never saw."""
+"""A run's stored models: writing down which they are, and applying them to groups that they never saw."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from stackllm.crossfit.design import CrossFit, Fit
-from stackllm.engine.local import Engine, Task
+from stackllm.engine.local import Task
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.llm.backbone import choose_dtype
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import UNKNOWN, revision_of
+from stackllm.members import own
 from stackllm.members.boosting import predict_boosting
 from stackllm.members.build import build_inputs
 from stackllm.members.inputs import Inputs, load_inputs
+from stackllm.members.own import is_own
 from stackllm.members.registry import KINDS, Member
-from stackllm.members.stage import full_places, gather_full, gather_places, places_of
-from stackllm.probabilities import log_blend, log_probabilities, softmax
+from stackllm.members.stage import full_places, places_of
+from stackllm.metrics import accuracy, bootstrap_error, row_losses
 from stackllm.rating.local import RaterParams
 from stackllm.rating.transport import ServerParams
-from stackllm.recipes.loader import find_recipes
+from stackllm.recipes.loader import Recipe
 from stackllm.settings import build
 from stackllm.stack.features import stack_features
 from stackllm.stack.posteriors import fold_posteriors
-from stackllm.stack.round import Round
+from stackllm.stack.round import Round, final_posteriors, final_rows
 from stackllm.store.digest import digest
 from stackllm.store.units import Unit, make_unit, open_unit, stored_key
-from stackllm.study import Study
+from stackllm.study import Study, read_scored
+from stackllm.tables.contest import TableParams, read_new
+from stackllm.tables.files import write_frame
+from stackllm.tables.spreadsheet import spreadsheet_safe
+from stackllm.workspace import Workspace
 
-VERSION = 2
-_UNIT = "model"
+VERSION = 3
+_UNIT, _FILE = "model", "model.json"
 _STACK = "stack"
+_OWN = "own"
+
+Places = list[tuple[int, str]]
+"""Fold and unit of each model of a member or of the stack."""
 
 
-def store_model(study: Study, played: Round) -> None:
+def store_model(study: Study, played: Round, full: Sequence[str]) -> None:
     """Write down which units make up a round's model, and the recipes as they were.
 
     Parameters
@@ -49,133 +61,78 @@ def store_model(study: Study, played: Round) -> None:
         The run.
     played
         The round whose models are to be applied: the best one.
+    full
+        Names of the members that also have models on all training rows.
     """
-    settings, table = study.settings, study.table
-    encoder, rater = settings.encoder, settings.rater
-    without = () if settings.encoder else ("encoder",)
-    recipes = find_recipes(settings.recipes, without, rater.ask)
-    places = _places(study, played.fits)
-    full = _full_places(study)
+    settings, engine = study.settings, study.workspace.run
+    encoder = settings.encoder
+    places: dict[str, Places] = {
+        _STACK: [(fit.fold, f"stack/models/{fit.name}") for fit in played.fits]
+    }
+    refitted: dict[str, Places] = {}
+    for member in settings.members:
+        models = places_of(member, played.fits, study.design)
+        places[member.name] = [(place.fit.fold, place.path) for place in models]
+        if member.name in full:
+            whole = full_places(member, study.design)
+            refitted[member.name] = [(place.fit.fold, place.path) for place in whole]
     content = {
-        "classes": list(table.classes),
-        "id_name": table.id_name,
-        "quota": settings.data.quota,
+        "classes": list(study.table.classes),
+        "data": dataclasses.asdict(settings.data),
         "encoder": _as_computed(encoder) if encoder else None,
-        "rater": _as_computed(rater),
+        "rater": _as_computed(settings.rater),
         "backbones": {name: revision_of(name) for name in settings.backbones},
-        "recipes": [recipe.path.name for recipe in recipes],
-        "members": [
-            {
-                "name": member.name,
-                "kind": member.kind,
-                "params": dataclasses.asdict(member.of_one_model),
-            }
-            for member in settings.members
-        ],
+        "recipes": [(recipe.path.name, recipe.needs) for recipe in study.recipes],
+        "members": [_describe(member) for member in settings.members],
         "external": [params.name for params in settings.external],
         "places": places,
-        "full": full,
+        "full": refitted,
         "temperatures": {
-            name: found.temperatures.tolist() for name, found in played.posteriors.items()
+            name: calibrated.temperatures.tolist() for name, calibrated in played.posteriors.items()
         },
         "blend": {"names": list(played.blend.names), "weights": played.blend.weights.tolist()},
         "units": {
-            path: stored_key(study.engine.root / path)
-            for own in [*places.values(), *full.values()]
-            for _, path in own
+            path: stored_key(engine.root / path)
+            for models in [*places.values(), *refitted.values()]
+            for _, path in models
         },
     }
 
     def fill(folder: Path) -> None:
-        (folder / "model.json").write_text(
-            json.dumps(content, indent=1, sort_keys=True), encoding="utf-8", newline="\n"
-        )
-        for recipe in recipes:
+        text = json.dumps(content, indent=1, sort_keys=True)
+        (folder / _FILE).write_text(text, encoding="utf-8", newline="\n")
+        for recipe in study.recipes:
             shutil.copyfile(recipe.path, folder / recipe.path.name)
 
-    study.engine.ensure("model", [Task(make_unit(_UNIT, VERSION, content), fill, here=True)])
+    engine.ensure("model", [Task(make_unit(_UNIT, VERSION, content), fill, here=True)])
 
 
-def submitted_blend(study: Study, played: Round) -> CrossFit:
-    """A round's blend as it is submitted: with refitted members' models on all training rows.
-
-    Only here do those predict. Pseudo-labels, the stack and every score are made of
-    ``played.blend`` itself, whose models of a fold never saw that fold's labels.
-    """
-    blend = played.blend.predictions
-    test = blend.test
-    for member in study.settings.members:
-        full = gather_full(member, study.design, study.engine.root)
-        if full is not None:
-            places = places_of(member, played.fits, study.design)
-            folds = gather_places(places, study.design, study.engine.root)
-            weights = played.blend.weights[:, played.blend.names.index(member.name)]
-            test = exchange(test, weights, folds.test, full)
-    return CrossFit(blend.oof, test)
-
-
-def submitted(study: Study, played: Round) -> np.ndarray:
-    """Posteriors of the test rows that are submitted, ``(n_test, n_classes)``."""
-    if not any(member.refitted for member in study.settings.members):
-        return played.final.test_mean()
-    found = fold_posteriors(
-        submitted_blend(study, played).test,
-        study.design.test_groups,
-        study.settings.data.quota,
-        played.posteriors["blend"].temperatures,
-    )
-    mean: np.ndarray = found.mean(axis=0)
-    return mean
-
-
-def exchange(
-    blended: np.ndarray, weights: np.ndarray, old: np.ndarray, new: np.ndarray
-) -> np.ndarray:
-    """Log blends with another model's predictions in one model's place.
-
-    Parameters
-    ----------
-    blended
-        Blends ``(n_folds, n_rows, n_classes)`` of :func:`~stackllm.probabilities.log_blend`,
-        whose floor under every model's probabilities keeps them above 0.
-    weights
-        That model's weight in each, ``(n_folds,)``.
-    old, new
-        Its predictions, as ``blended`` or the same for all folds, and those in their place.
-    """
-    change = log_probabilities(new) - log_probabilities(old)
-    return softmax(np.log(blended) + weights[:, None, None] * change)
-
-
-def predict_new(
-    root: Path,
-    rows: pl.DataFrame,
-    cache: Engine,
-    engine: Engine,
-    server: ServerParams | None = None,
-    id_name: str | None = None,
-) -> tuple[pl.DataFrame, np.ndarray]:
-    """Posteriors of new rows.
+@dataclass(frozen=True)
+class Model:
+    """What :func:`store_model` wrote, read and verified.
 
     Parameters
     ----------
     root
         The run's folder.
-    rows
-        ``row_id, group_id, question, response`` of whole groups.
-    cache, engine
-        Engines over the shared folder and the run's.
-    server
-        How a server may be used, if the run asked one. None takes the defaults.
-    id_name
-        What the id column is to be called. None: as in the run.
+    content
+        What ``model.json`` holds.
+    data
+        Where the run's tables were and what their columns are called.
+    """
 
-    Returns
-    -------
-    frame
-        The id column and a column ``target_<class>`` a class.
-    probabilities
-        ``(n_rows, n_classes)``.
+    root: Path
+    content: dict[str, Any]
+    data: TableParams
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Label texts, in the order of the columns."""
+        return tuple(self.content["classes"])
+
+
+def open_model(root: Path) -> Model:
+    """A finished run's model.
 
     Raises
     ------
@@ -186,69 +143,228 @@ def predict_new(
     DataError
         If the weights of an LLM are no longer those that the run was trained on.
     StorageError
+        If the model is damaged or of an older version.
+    """
+    folder = root / _UNIT
+    if not folder.is_dir():
+        raise MissingInputError(
+            f'{root}: there is no finished model here. Run "stackllm stack" or "stackllm run" first, or name another run.'
+        )
+    open_unit(root, Unit(_UNIT, stored_key(folder)))
+    content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    if "data" not in content:
+        raise DataError(
+            f"{root}: this model was stored by an older stackllm. Run the command that made the run again; it takes "
+            "over what it can."
+        )
+    if content["external"]:
+        raise UsageError(
+            f"{root}: this run has the external member {content['external'][0]!r}, whose model stackllm does not "
+            "have. Predict with a run without external members."
+        )
+    for name, revision in content["backbones"].items():
+        _check_weights(name, revision)
+    data = build(str(root), TableParams, content["data"])
+    return Model(root, content, data)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions of the rows of a file.
+
+    Parameters
+    ----------
+    frame
+        The id column and a column ``target_<class>`` per class.
+    score
+        ``log_loss, log_loss_error, accuracy`` where labels were given, else empty.
+    """
+
+    frame: pl.DataFrame
+    score: dict[str, float]
+
+    def write(self, target: Path | None, csv_safe: bool | None = False) -> None:
+        """Write the table to a file, or to the standard output."""
+        write_frame(spreadsheet_safe(self.frame) if csv_safe else self.frame, target)
+
+    def summary(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {"rows": self.frame.height, **({"score": self.score} if self.score else {})}
+
+    def __str__(self) -> str:
+        lines = []
+        if self.score:
+            lines.append(
+                f"log loss {self.score['log_loss']:.4f} ± {self.score['log_loss_error']:.4f}, "
+                f"accuracy {self.score['accuracy']:.4f}"
+            )
+        return "\n".join([*lines, f"{self.frame.height} rows: "])
+
+
+def predict_file(
+    workspace: Workspace,
+    path: Path,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    truth: Path | None = None,
+    server: ServerParams | None = None,
+) -> Predicted:
+    """Read a table of new groups, predict it with the run's models, and score that where labels are known.
+
+    Parameters
+    ----------
+    workspace
+        The run's.
+    path
+        The table; no labels are read from it.
+    columns
+        Names of columns by their role (``id, group, text, question``) that differ from the run's.
+    truth
+        Labels of the rows, for scores.
+    server
+        How a server may be used, if the run asked one.
+
+    Raises
+    ------
+    MissingInputError, UsageError, DataError, StorageError
+        With a sentence for the user.
+    """
+    model = open_model(workspace.root)
+    table = read_new(path, build(str(path), TableParams, columns, model.data, options=columns))
+    workspace.reporter.tell(table.notes, table.warnings)
+    rows = table.frame
+    labels = None
+    if truth is not None:  # read before hours of work
+        labels = read_scored(truth, table.rows, model.classes, model.data, workspace)
+    probabilities = predict_new(model, rows, workspace, server)
+    names = [f"target_{name}" for name in model.classes]
+    frame = pl.DataFrame(
+        {table.rows.ids.name: rows["row_id"], **dict(zip(names, probabilities.T, strict=True))}
+    )
+    score = {} if labels is None else _score(probabilities, labels, rows["group_id"].to_numpy())
+    return Predicted(frame, score)
+
+
+def _score(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    losses = row_losses(probabilities, labels)
+    return {
+        "log_loss": float(losses.mean()),
+        "log_loss_error": bootstrap_error(losses, groups),
+        "accuracy": accuracy(probabilities, labels),
+    }
+
+
+def predict_new(
+    model: Model, rows: pl.DataFrame, workspace: Workspace, server: ServerParams | None = None
+) -> np.ndarray:
+    """Posteriors of new rows, by the functions that the run's own test rows went through.
+
+    Parameters
+    ----------
+    model
+        From :func:`open_model`.
+    rows
+        ``row_id, group_id, question, response`` of whole groups.
+    workspace
+        The run's.
+    server
+        How a server may be used, if the run asked one. None takes the defaults.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_rows, n_classes)``, columns in the order of :attr:`Model.classes`.
+
+    Raises
+    ------
+    PendingError
+        In a dry run, if anything has to be read.
+    StorageError
         If a unit is damaged.
     """
-    model, recipe_folder = _open_model(root)
-    if model["external"]:
-        raise UsageError(
-            f"{root}: this run has the external member {model['external'][0]!r}, whose model stackllm does not have. "
-            "Predict with a run without external members."
-        )
-    for name, revision in model.get("backbones", {}).items():
-        _check_weights(name, revision)
-    encoder = EncoderParams(**_tuples(model["encoder"])) if model["encoder"] else None
-    recipes = tuple(str(recipe_folder / name) for name in model["recipes"])
-    stored = [
-        Member(
-            entry["name"],
-            entry["kind"],
-            build(str(root), KINDS[entry["kind"]].params, entry["params"]),
-        )
-        for entry in model["members"]
-    ]
-    rater = RaterParams(**{**_tuples(model["rater"]), "ask": ()})  # its recipes are in the model
-    folder, _ = build_inputs(
-        f"new-{digest(rows)[:16]}", rows, encoder, recipes, cache, engine,
-        trunks=[member.trunk for member in stored if member.trunk], rater=rater, server=server,
-    )  # fmt: skip
-    inputs = load_inputs(folder)
-    temperatures = np.array(model["temperatures"]["blend"])
-    blended = _blended(root, model, stored, inputs)
-    final = fold_posteriors(blended, inputs.groups, model["quota"], temperatures).mean(axis=0)
-    columns = [f"target_{name}" for name in model["classes"]]
-    return pl.DataFrame(
-        {id_name or model["id_name"]: rows["row_id"], **dict(zip(columns, final.T, strict=True))}
-    ), final
-
-
-def _blended(root: Path, model: dict[str, Any], stored: list[Member], inputs: Inputs) -> np.ndarray:
-    """Each fold's blend of members and stack, ``(n_folds, n_rows, n_classes)``."""
-    quota = model["quota"]
-    members = {member.name: _member(root, model, member, inputs) for member in stored}
+    content = model.content
+    inputs = _inputs(model, rows, workspace, server)
+    groups, quota = inputs.groups, model.data.quota
+    temperatures = {name: np.array(values) for name, values in content["temperatures"].items()}
+    every = np.arange(rows.height)
+    views, full = {}, {}
+    for member in content["members"]:
+        name, predict = member["name"], _predictor(member["kind"])
+        apply = partial(_apply, predict, inputs, every)
+        views[name] = _by_fold(model, "places", name, apply)
+        if name in content["full"]:
+            full[name] = _by_fold(model, "full", name, apply)[0]
     posteriors = {
-        name: CrossFit(
-            np.empty((0, test.shape[2])),
-            fold_posteriors(test, inputs.groups, quota, np.array(model["temperatures"][name])),
+        name: fold_posteriors(view, groups, quota, temperatures[name])
+        for name, view in views.items()
+    }
+
+    def stack(folder: Path, fold: int) -> np.ndarray:
+        seen, certain = (
+            {name: view[fold] for name, view in kind.items()} for kind in (views, posteriors)
         )
-        for name, test in members.items()
-    }
-    crossfits = {
-        name: CrossFit(np.empty((0, test.shape[2])), test) for name, test in members.items()
-    }
-    models = {**members, "stack": _stack(root, model, crossfits, posteriors, inputs)}
-    for member in stored:
-        if member.name in model.get("full", {}):  # it stands for the models of every fold
-            own = _member(root, model, member, inputs, "full")
-            models[member.name] = np.broadcast_to(own, models[member.name].shape)
-    return np.stack(
-        [
-            log_blend(
-                np.stack([models[name][fold] for name in model["blend"]["names"]]),
-                np.array(weights),
-            )
-            for fold, weights in enumerate(model["blend"]["weights"])
-        ]
-    )
+        features = stack_features(seen, certain, inputs.blocks, inputs.names, groups)
+        return predict_boosting(features, folder)
+
+    everything = {**views, _STACK: _by_fold(model, "places", _STACK, stack)}
+    ordered = {name: everything[name] for name in content["blend"]["names"]}
+    blended = final_rows(ordered, full, np.array(content["blend"]["weights"]))
+    return final_posteriors(blended, groups, quota)
+
+
+def _inputs(
+    model: Model, rows: pl.DataFrame, workspace: Workspace, server: ServerParams | None
+) -> Inputs:
+    content = model.content
+    encoder = EncoderParams(**_tuples(content["encoder"])) if content["encoder"] else None
+    recipes = [
+        Recipe(Path(name).stem, model.root / _UNIT / name, tuple(needs))
+        for name, needs in content["recipes"]
+    ]
+    trunks = [
+        KINDS[member["kind"]]
+        .traits(build(str(model.root), KINDS[member["kind"]].params, member["params"]))
+        .trunk
+        for member in content["members"]
+        if member["kind"] != _OWN
+    ]
+    stored = build_inputs(
+        f"new-{digest(rows)[:16]}", rows, encoder, recipes, workspace,
+        trunks=[trunk for trunk in trunks if trunk],
+        rater=RaterParams(**{**_tuples(content["rater"]), "ask": ()}),  # its recipes are in the model
+        server=server,
+    )  # fmt: skip
+    return load_inputs(stored.folder)
+
+
+def _by_fold(
+    model: Model, which: str, name: str, predict: Callable[[Path, int], np.ndarray]
+) -> np.ndarray:
+    """Predictions of each fold's models, several of one fold averaged: ``(n_folds, n_rows, n_classes)``."""
+    predictions: dict[int, list[np.ndarray]] = {}
+    for fold, path in model.content[which][name]:
+        folder = open_unit(model.root, Unit(path, model.content["units"][path]))
+        predictions.setdefault(fold, []).append(predict(folder, fold))
+    return np.stack([np.mean(predictions[fold], axis=0) for fold in sorted(predictions)])
+
+
+Predict = Callable[[Inputs, np.ndarray, Path], np.ndarray]
+
+
+def _apply(
+    predict: Predict, inputs: Inputs, rows: np.ndarray, folder: Path, fold: int
+) -> np.ndarray:
+    return predict(inputs, rows, folder)
+
+
+def _describe(member: Member) -> dict[str, Any]:
+    if is_own(member.kind):  # its file stands with each of its models
+        return {"name": member.name, "kind": _OWN}
+    params = dataclasses.asdict(member.traits.params)
+    return {"name": member.name, "kind": member.kind, "params": params}
+
+
+def _predictor(kind: str) -> Predict:
+    return own.predict if kind == _OWN else KINDS[kind].predict
 
 
 def _as_computed(params: EncoderParams | RaterParams) -> dict[str, Any]:
@@ -264,71 +380,6 @@ def _check_weights(name: str, revision: str) -> None:
             f'backbone "{name}" is not the one that this run was trained on: its weights have changed. '
             "Put the old ones back, or train anew with stackllm stack or run."
         )
-
-
-def _open_model(root: Path) -> tuple[dict[str, Any], Path]:
-    folder = root / _UNIT
-    if not folder.is_dir():
-        raise MissingInputError(
-            f'{root}: there is no finished model here. Run "stackllm stack" or "stackllm run" first, or give --name.'
-        )
-    open_unit(root, Unit(_UNIT, stored_key(folder)))
-    return json.loads((folder / "model.json").read_text(encoding="utf-8")), folder
-
-
-def _places(study: Study, fits: Sequence[Fit]) -> dict[str, list[tuple[int, str]]]:
-    """Fold and unit of each model of each member and of the stack."""
-    places = {
-        member.name: [(p.fit.fold, p.path) for p in places_of(member, fits, study.design)]
-        for member in study.settings.members
-    }
-    return {**places, _STACK: [(fit.fold, f"stack/models/{fit.name}") for fit in fits]}
-
-
-def _full_places(study: Study) -> dict[str, list[tuple[int, str]]]:
-    """Unit of each model on all training rows, of each member that has them."""
-    return {
-        member.name: [(p.fit.fold, p.path) for p in full_places(member, study.design)]
-        for member in study.settings.members
-        if member.refitted
-    }
-
-
-def _member(
-    root: Path, model: dict[str, Any], member: Member, inputs: Inputs, which: str = "places"
-) -> np.ndarray:
-    """Predictions of each fold's models, ``(n_folds, n_rows, n_classes)``; with ``"full"`` of all folds' at once."""
-    rows, kind = np.arange(len(inputs.groups)), KINDS[member.kind]
-    places = model[which][member.name]
-    return _by_fold(root, model, places, lambda folder, _: kind.predict(inputs, rows, folder))
-
-
-def _stack(
-    root: Path,
-    model: dict[str, Any],
-    members: dict[str, CrossFit],
-    posteriors: dict[str, CrossFit],
-    inputs: Inputs,
-) -> np.ndarray:
-    return _by_fold(
-        root,
-        model,
-        model["places"][_STACK],
-        lambda folder, fold: predict_boosting(
-            stack_features(fold, members, posteriors, inputs.blocks, inputs.names, inputs.groups),
-            folder,
-        ),
-    )
-
-
-def _by_fold(
-    root: Path, model: dict[str, Any], places: list[tuple[int, str]], predict: Any
-) -> np.ndarray:
-    found: dict[int, list[np.ndarray]] = {}
-    for fold, path in places:
-        folder = open_unit(root, Unit(path, model["units"][path]))
-        found.setdefault(fold, []).append(predict(folder, fold))
-    return np.stack([np.mean(found[fold], axis=0) for fold in sorted(found)])
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

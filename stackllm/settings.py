@@ -18,7 +18,8 @@ from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import anchored, find_backbone
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.external import ExternalParams
-from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member
+from stackllm.members.own import is_own
+from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member, kind_of
 from stackllm.parameters import (
     BACKBONE,
     FILE,
@@ -104,7 +105,7 @@ class Settings:
     @property
     def backbones(self) -> tuple[str, ...]:
         """Names of all LLMs that a run reads with on its machines, sorted."""
-        named = {member.params.backbone for member in self.members if member.kind == "decoder"}
+        named = {name for member in self.members if (name := member.traits.backbone)}
         if self.encoder:
             named.add(self.encoder.backbone)
         if self.rater.ask and not self.rater.url:
@@ -348,9 +349,12 @@ def _members(
             members += DEFAULT_MEMBERS
         elif kind == "external":
             external.append(build(label, ExternalParams, {**named, **given}, None, folder))
-        elif isinstance(kind, str) and kind in KINDS:
-            made: Any = build(label, KINDS[kind].params, given, None, folder)
-            members.append(Member(entry.get("name", kind), kind, made))
+        elif isinstance(kind, str) and (kind in KINDS or is_own(kind)):
+            if is_own(kind):  # a file name, with the class behind it
+                kind = _anchored(FileName, kind, folder, label)
+            made: Any = build(label, kind_of(kind).params, given, None, folder)
+            name = kind.rpartition(":")[2].lower()
+            members.append(Member(entry.get("name", name), kind, made))
         else:
             known = [*KINDS, "external", "default"]
             raise DataError(

@@ -1,30 +1,30 @@
-"""A study: one table, its folds and parts, and the label-free matrices of its rows."""
+"""A study: one table, its folds and parts, and all that its run is going to need, read and checked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from stackllm.crossfit.design import Design
+from stackllm.crossfit.design import CrossFit, Design
 from stackllm.crossfit.folds import assign_folds, check_folds
-from stackllm.engine.local import Engine, Task
-from stackllm.llm.trunk import TrunkParams
-from stackllm.members.build import Keys, build_inputs, index_trunk
+from stackllm.engine.local import Task
+from stackllm.members.external import read_external
 from stackllm.members.registry import check_tables
-from stackllm.rating.ask import ask
-from stackllm.recipes.loader import find_recipes
+from stackllm.recipes.loader import ENCODER_BLOCK, Recipe, find_recipes
 from stackllm.settings import Settings, check_llms
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
-from stackllm.tables.contest import Table, read_training
+from stackllm.tables.contest import Table, TableParams, read_training
+from stackllm.tables.ids import Rows
+from stackllm.tables.labels import LABEL_NAMES, read_truth
+from stackllm.tables.sample import SampleLayout, plain_layout, read_sample
+from stackllm.workspace import Workspace
 
 VERSION = 1
-
-_INPUTS = "table"
-"""What the unit of the table's matrices is called."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,41 @@ class Study:
         What the user asked for.
     table
         The checked table.
+    layout
+        Ids and columns of the submission.
+    recipes
+        The recipes that run, in their order.
     design
         Folds, parts, groups, labels.
-    inputs
-        Folder of the label-free matrices, training rows first.
-    keys
-        Digests of what members read there.
-    cache, engine
-        Run units below the folder that runs share and below the run's.
+    external
+        Predictions of members made elsewhere, by name.
+    truth
+        Class index of each test row, int ``(n_test,)``, where it is known: for scores only.
+    workspace
+        Where results stand, and who computes them.
     """
 
     settings: Settings
     table: Table
+    layout: SampleLayout
+    recipes: list[Recipe]
     design: Design
-    inputs: Path
-    keys: Keys
-    cache: Engine
-    engine: Engine
-
-    def cache_trunk(self, params: TrunkParams) -> None:
-        """Cache what decoders train from; not before one has to train, for it is dear and large."""
-        index_trunk(_INPUTS, self.table.rows(), params, self.cache, self.engine)
+    external: dict[str, CrossFit]
+    truth: np.ndarray | None
+    workspace: Workspace
 
 
-def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
-    """Read and check the table, deal folds and parts once, and build the matrices.
+def open_study(settings: Settings, workspace: Workspace, truth: Path | None = None) -> Study:
+    """Read and check everything that the run is going to need, and deal folds and parts; no unit runs.
+
+    Parameters
+    ----------
+    settings
+        What the user asked for.
+    workspace
+        Where results are going to stand.
+    truth
+        Labels of the test rows, for scores only.
 
     Raises
     ------
@@ -69,48 +79,73 @@ def open_study(settings: Settings, cache: Engine, engine: Engine) -> Study:
         With a sentence for the user.
     """
     check_tables(settings.members, [params.name for params in settings.external])
+    without = () if settings.encoder else (ENCODER_BLOCK,)
+    recipes = find_recipes(settings.recipes, without, settings.rater.ask)
     check_llms(settings)
     table = read_training(settings.data)
-    for note in table.notes:
-        engine.reporter.say(note)
-    for warning in table.warnings:
-        engine.reporter.warn(warning)
-    rows = table.rows()
-    if engine.dry_run and settings.rater.ask:  # what may cost money is counted before all else
-        recipes = find_recipes(settings.recipes, (), settings.rater.ask)
-        asked = [recipe.path for recipe in recipes if recipe.is_asked]
-        ask(asked, rows, settings.rater, settings.server, cache)
-    design = _design(table, settings, engine)
-    inputs, keys = build_inputs(
-        _INPUTS, rows, settings.encoder, settings.recipes, cache, engine,
-        rater=settings.rater, server=settings.server,
-    )  # fmt: skip
-    return Study(settings, table, design, inputs, keys, cache, engine)
+    workspace.reporter.tell((*settings.notes, *table.notes), table.warnings)
+    sample = settings.data.sample
+    layout = read_sample(Path(sample), table) if sample else plain_layout(table)
+    labels = None
+    if truth is not None:
+        labels = read_scored(truth, table.test_rows(), table.classes, settings.data, workspace)
+    design = _deal(table, settings)
+    external = _external(settings, table, design, workspace)
+    return Study(settings, table, layout, recipes, design, external, labels, workspace)
 
 
-def _design(table: Table, settings: Settings, engine: Engine) -> Design:
-    """Folds and parts as they were dealt the first time, read from where they are stored."""
-    run = settings.run
-    unit = make_unit("folds", VERSION, digest(table.train, table.test, table.classes), params=run)
+def read_scored(
+    path: Path, rows: Rows, classes: Sequence[str], data: TableParams, workspace: Workspace
+) -> np.ndarray:
+    """Class index of each row, int64 ``(n_rows,)``, of a table of labels that predictions are scored on.
+
+    Raises
+    ------
+    MissingInputError, DataError, StorageError
+        With the file, column and first row that is wrong.
+    """
+    truth = read_truth(path, rows, classes, usual=(data.target, *LABEL_NAMES))
+    if truth.by_number:
+        workspace.reporter.warn(f"{path}: no id column, so its rows are matched by number, from 0.")
+    return truth.labels
+
+
+def store_folds(study: Study) -> None:
+    """Write down who is in which fold and part, for people: stages are handed the design itself."""
+    table, design = study.table, study.design
+    unit = make_unit(
+        "folds", VERSION, digest(table.train, table.test, table.classes), params=study.settings.run
+    )
 
     def fill(folder: Path) -> None:
-        train, test = table.train["group_id"].to_numpy(), table.test["group_id"].to_numpy()
-        folds = assign_folds(train, run.folds, run.seed)
-        check_folds(folds, train, table.train["label"].to_numpy(), len(table.classes))
-        parts = assign_folds(test, run.parts, run.seed)
-        _key_table(table.train, "fold", folds).write_parquet(folder / "folds.parquet")
-        _key_table(table.test, "part", parts).write_parquet(folder / "parts.parquet")
+        _key_table(table.train, "fold", design.folds).write_parquet(folder / "folds.parquet")
+        _key_table(table.test, "part", design.parts).write_parquet(folder / "parts.parquet")
 
-    folder = engine.ensure("folds", [Task(unit, fill, here=True)])[0]
-    groups = pl.concat([table.train["group_id"], table.test["group_id"]])
-    codes = np.unique(groups.to_numpy(), return_inverse=True)[1]
-    return Design(
-        table.train["label"].to_numpy().astype(np.int64),
-        pl.read_parquet(folder / "folds.parquet")["fold"].to_numpy(),
-        pl.read_parquet(folder / "parts.parquet")["part"].to_numpy(),
-        codes,
-        len(table.classes),
-    )
+    study.workspace.run.ensure("folds", [Task(unit, fill, here=True)])
+
+
+def _deal(table: Table, settings: Settings) -> Design:
+    run = settings.run
+    train, test = table.train["group_id"].to_numpy(), table.test["group_id"].to_numpy()
+    labels = table.train["label"].to_numpy().astype(np.int64)
+    folds = assign_folds(train, run.folds, run.seed)
+    check_folds(folds, train, labels, len(table.classes))
+    parts = assign_folds(test, run.parts, run.seed)
+    codes = np.unique(np.concatenate([train, test]), return_inverse=True)[1]
+    return Design(labels, folds, parts, codes, len(table.classes))
+
+
+def _external(
+    settings: Settings, table: Table, design: Design, workspace: Workspace
+) -> dict[str, CrossFit]:
+    predictions = {}
+    for params in settings.external:
+        predictions[params.name], warnings = read_external(
+            params, design, table.train_rows(), table.test_rows(), table.classes
+        )
+        for warning in warnings:
+            workspace.reporter.warn(warning)
+    return predictions
 
 
 def _key_table(rows: pl.DataFrame, name: str, values: np.ndarray) -> pl.DataFrame:

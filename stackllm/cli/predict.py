@@ -8,11 +8,21 @@ from typing import Any
 
 import click
 
-from stackllm.cli.options import data_options, run_options, session
+from stackllm.cli.options import (
+    CONFIG,
+    CSV_SAFE,
+    FILE,
+    MAX_REQUESTS,
+    TRUTH,
+    column_options,
+    settings_of,
+    work_options,
+    workspace_of,
+)
 
 
 @click.command()
-@click.argument("new", type=Path, metavar="NEW.csv")
+@click.argument("new", type=FILE, metavar="NEW.csv")
 @click.option(
     "-o",
     "--output",
@@ -20,48 +30,49 @@ from stackllm.cli.options import data_options, run_options, session
     metavar="FILE",
     help="Where to write; - is the standard output.  [NEW.predictions.csv]",
 )
-@data_options
-@run_options
-def predict(new: Path, output: Path | None, **options: Any) -> None:
+@column_options
+@TRUTH
+@CSV_SAFE
+@MAX_REQUESTS
+@CONFIG
+@work_options
+def predict(
+    new: Path,
+    output: Path | None,
+    truth: Path | None,
+    csv_safe: bool | None,
+    max_requests: int | None,
+    config: Path | None,
+    **options: Any,
+) -> None:
     """Apply the stored models of a run to new groups.
 
-    NEW.csv has the question and response columns of the training table, whole groups, no labels.
+    NEW.csv has the columns of the run's test table: their names are those of the run where no option says
+    otherwise. Settings, seed, quota and models are the run's; a settings file is only asked how a server
+    may be used.
 
     \b
     Examples:
       stackllm predict new.csv
       stackllm predict new.csv --name ten -o answers.csv
+      stackllm predict new.csv --truth labels.csv
     """
-    with session(**options) as opened:
-        from stackllm.predict import predict_new
-        from stackllm.tables.contest import read_new
-        from stackllm.tables.files import write_frame
-        from stackllm.tables.spreadsheet import spreadsheet_safe
+    columns = {
+        key: value
+        for key in ("id", "group", "text", "question", "same_question")
+        if (value := options.pop(key)) is not None
+    }
+    server = settings_of(config, max_requests=max_requests).server
+    target = output or new.with_suffix(".predictions.csv")
+    with workspace_of(**options) as workspace:
+        from stackllm.predict import predict_file
 
-        table = read_new(new, opened.settings.data)
-        for note in table.notes:
-            opened.engine.reporter.say(note)
-        for warning in table.warnings:
-            opened.engine.reporter.warn(warning)
-        frame, _ = predict_new(
-            opened.engine.root,
-            table.frame,
-            opened.cache,
-            opened.engine,
-            opened.settings.server,
-            table.rows.ids.name,
-        )
-        if opened.engine.dry_run:
-            click.echo(json.dumps({"would_run": {}}) if opened.json else "nothing would run")
+        predicted = predict_file(workspace, new, columns, truth, server)
+        if workspace.dry_run:
+            click.echo(json.dumps({"would_run": {}}) if options["as_json"] else "nothing would run")
             return
-        target = output or new.with_suffix(".predictions.csv")
-        if opened.settings.data.csv_safe:
-            frame = spreadsheet_safe(frame)
         streamed = str(target) == "-"
-        write_frame(frame, None if streamed else target)
+        predicted.write(None if streamed else target, csv_safe)
+        told = predicted.summary() | {"output": str(target)}
         if not streamed:
-            click.echo(
-                json.dumps({"output": str(target), "rows": frame.height})
-                if opened.json
-                else f"{frame.height} rows: {target}"
-            )
+            click.echo(json.dumps(told) if options["as_json"] else f"{predicted}{target}")

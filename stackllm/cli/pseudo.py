@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from stackllm.cli.options import data_options, run_options, session
+from stackllm.cli.options import (
+    play,
+    pseudo_options,
+    submission_options,
+    table_options,
+    work_options,
+)
 
 
 @click.command()
-@click.option("--rounds", type=int, help="Rounds of pseudo-labels.  [2]")
-@click.option(
-    "--labels", type=click.Choice(["soft", "hard"]), help="Kind of pseudo-labels.  [soft]"
-)
-@data_options
-@run_options
-def pseudo(**options: Any) -> None:
+@table_options
+@submission_options
+@pseudo_options
+@work_options
+def pseudo(truth: Path | None, **options: Any) -> None:
     """Pseudo-label the test groups with stage three, refit everything, repeat.
 
     Each round's honest out-of-fold score is printed beside the last one's; the submission is the
@@ -27,10 +32,4 @@ def pseudo(**options: Any) -> None:
       stackllm pseudo --rounds 2
       stackllm pseudo --rounds 1 --labels hard
     """
-    with session(**options) as opened:
-        from stackllm.cli.show import show_rounds
-        from stackllm.pipeline import play_rounds
-        from stackllm.study import open_study
-
-        study = open_study(opened.settings, opened.cache, opened.engine)
-        show_rounds(opened, study, play_rounds(study, opened.settings.pseudo.rounds))
+    play("pseudo", truth, options)

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from annotated_types import Ge, Gt, Le
 
-from stackllm.crossfit.design import CrossFit, Design
+from stackllm.crossfit.design import CrossFit, Design, Fit
 from stackllm.crossfit.targets import Targets
 from stackllm.parameters import check
 
@@ -87,28 +87,27 @@ def pseudo_targets(
 
 
 def audit(
-    posteriors: CrossFit, design: Design, number: int, row_ids: pl.Series, classes: tuple[str, ...]
+    fit: Fit, design: Design, params: PseudoParams, row_ids: pl.Series, classes: tuple[str, ...]
 ) -> pl.DataFrame:
-    """Every pseudo-label of a round.
+    """The pseudo-labels that one place of a cross-fit trains on: those and no others.
 
     Returns
     -------
     polars.DataFrame
-        ``row_id, round, fold, part, label, confidence``: the likeliest label of each test row by
-        the models of each fold, and its probability. ``fold`` is whose models made it, ``part``
-        whose model is going to train on it.
+        ``row_id, round, fold, part, label, confidence``: one row per label that a test row may have there,
+        with its probability among those that were kept. ``fold`` is whose models made it, ``part`` whose model trains
+        on it.
     """
-    names = np.array(classes)
-    return pl.concat(
-        pl.DataFrame(
-            {
-                "row_id": row_ids,
-                "round": np.full(len(row_ids), number),
-                "fold": np.full(len(row_ids), fold),
-                "part": design.parts,
-                "label": names[probabilities.argmax(axis=1)],
-                "confidence": probabilities.max(axis=1),
-            }
-        )
-        for fold, probabilities in enumerate(posteriors.test)
+    targets = fit.targets.only(~fit.targets.given)
+    n = len(targets.rows)
+    rows = targets.rows - design.n_train
+    return pl.DataFrame(
+        {
+            "row_id": row_ids.gather(rows),
+            "round": np.full(n, fit.round),
+            "fold": np.full(n, fit.fold),
+            "part": np.full(n, -1 if fit.part is None else fit.part),
+            "label": pl.Series(np.array(classes)[targets.labels], dtype=pl.String),
+            "confidence": targets.weights / params.weight,
+        }
     )

@@ -41,3 +41,11 @@ class Targets:
             self.given[keep],
             self.n_classes,
         )
+
+    def likeliest(self) -> Targets:
+        """The heaviest label of each row alone, for models that take no weights."""
+        order = np.lexsort((np.arange(len(self.rows)), -self.weights, self.rows))
+        first = np.r_[True, np.diff(self.rows[order]) != 0] if len(order) else np.zeros(0, bool)
+        keep = np.zeros(len(self.rows), dtype=bool)
+        keep[order[first]] = True
+        return self.only(keep)

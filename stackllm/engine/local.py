@@ -27,7 +27,7 @@ ATTEMPTS = 3
 
 
 class PendingError(StackllmError):
-    """A dry run met units that have still to run; what comes after them can't be planned yet.
+    """A dry run met units that have still to run; what depends on them can't be looked up yet.
 
     Parameters
     ----------
@@ -35,13 +35,16 @@ class PendingError(StackllmError):
         What to tell a person.
     units
         The units of the stage that would run, and why each would run or be re-used, if it is units.
+    note
+        What a person should know beside the units: how much is to be asked of an LLM.
     """
 
     exit_code = 0
 
-    def __init__(self, said: str, units: dict[str, str] | None = None) -> None:
+    def __init__(self, said: str, units: dict[str, str] | None = None, note: str = "") -> None:
         super().__init__(said)
         self.units = units or {}
+        self.note = note
 
 
 class WorkerDiedError(Exception):
@@ -122,6 +125,8 @@ class Engine:
         List units and the reason each would run or be re-used, and run none.
     pool
         Whose workers run units. None runs all of them in this process.
+    met
+        How many units each stage of a dry run has, and how many of them would run.
     """
 
     root: Path
@@ -129,6 +134,7 @@ class Engine:
     reporter: Reporter = field(default_factory=Reporter)
     dry_run: bool = False
     pool: Pool | None = None
+    met: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def ensure(self, label: str, tasks: Sequence[Task], n_jobs: int | None = None) -> list[Path]:
         """Run those tasks whose unit is not there, and give the folders of all.
@@ -164,6 +170,8 @@ class Engine:
                 self.reporter.warn(
                     f"{task.unit.path} was damaged; moved to {moved} and made again."
                 )
+        if self.dry_run:
+            self.met[label] = (len(tasks), len(missing))
         if missing and self.dry_run:
             raise PendingError(
                 f"{len(missing)} of {len(tasks)} units of {label} would run; what follows depends on them.",

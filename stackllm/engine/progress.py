@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -99,6 +99,13 @@ class Reporter:
     def warn(self, text: str) -> None:
         """One line that matters even to a quiet user."""
         click.echo(f"warning: {text}", err=True)
+
+    def tell(self, notes: Iterable[str], warnings: Iterable[str]) -> None:
+        """Say every note, and warn of every warning."""
+        for note in notes:
+            self.say(note)
+        for warning in warnings:
+            self.warn(warning)
 
     @contextmanager
     def bar(

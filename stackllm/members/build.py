@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
-from stackllm.engine.local import Engine, Task
+from stackllm.engine.local import Task
 from stackllm.llm.encode import EncoderParams, encode
 from stackllm.llm.trunk import TrunkParams, cache_trunk
 from stackllm.members.inputs import (
@@ -25,9 +26,10 @@ from stackllm.members.lexical import count_ngrams
 from stackllm.rating.ask import ask
 from stackllm.rating.local import RaterParams
 from stackllm.rating.transport import ServerParams
-from stackllm.recipes.loader import ENCODER_BLOCK, find_recipes, recipes_digest, run_recipes
+from stackllm.recipes.loader import Recipe, recipes_digest, run_recipes
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
+from stackllm.workspace import Workspace
 
 VERSION = 2
 
@@ -35,18 +37,34 @@ Keys = dict[Literal["inputs", "texts"], str]
 """Digests of what a member may read: all matrices, or nothing but the texts."""
 
 
+@dataclass(frozen=True)
+class StoredInputs:
+    """Where the label-free matrices of some rows stand, and what they are.
+
+    Parameters
+    ----------
+    folder
+        Where :func:`~stackllm.members.inputs.load_inputs` finds them.
+    keys
+        Digests of what a member may read there.
+    """
+
+    folder: Path
+    keys: Keys
+
+
 def build_inputs(
     name: str,
     rows: pl.DataFrame,
     encoder: EncoderParams | None,
-    recipes: tuple[str, ...],
-    cache: Engine,
-    engine: Engine,
+    recipes: Sequence[Recipe],
+    workspace: Workspace,
+    *,
     trunks: Sequence[TrunkParams] = (),
     rater: RaterParams | None = None,
     server: ServerParams | None = None,
-) -> tuple[Path, Keys]:
-    """Read rows with the frozen LLM, run the recipes, count n-grams; or find all that done.
+) -> StoredInputs:
+    """Read rows with the frozen LLM, run the recipes, count n-grams; or take all that as it is stored.
 
     Parameters
     ----------
@@ -55,65 +73,55 @@ def build_inputs(
     rows
         ``row_id, group_id, question, response``; nothing else, so no label can leak in.
     encoder
-        Settings of the encoder. None leaves it and the recipes that need it out.
+        Settings of the encoder. None leaves it out.
     recipes
-        Further recipe files.
-    cache
-        Engine over the folder that runs share.
-    engine
-        Engine over the run's folder.
+        From :func:`~stackllm.recipes.loader.find_recipes`.
+    workspace
+        Where the matrices are to stand, and who computes them.
     trunks
         What decoders that are to predict want cached.
     rater, server
-        Whom to ask what. None takes the defaults: nothing is asked unless a further recipe asks.
-
-    Returns
-    -------
-    folder, keys
-        Where :func:`~stackllm.members.inputs.load_inputs` finds the matrices, and what they are.
+        Whom to ask what. None takes the defaults.
     """
-    rater, server = rater or RaterParams(), server or ServerParams()
-    found = find_recipes(recipes, () if encoder else (ENCODER_BLOCK,), rater.ask)
     # Asked first, for a dry run ends at the first stage that would run, and these may cost money.
-    asked = ask([recipe.path for recipe in found if recipe.is_asked], rows, rater, server, cache)
+    paths = [recipe.path for recipe in recipes if recipe.is_asked]
+    asked = ask(paths, rows, rater or RaterParams(), server or ServerParams(), workspace.cache)
     if encoder:
-        embedding, likelihood, identity = encode(rows, encoder, cache)
+        embedding, likelihood, identity = encode(rows, encoder, workspace.cache)
     else:
         embedding, likelihood, identity = np.zeros((rows.height, 0), np.float32), pl.DataFrame(), ""
     answers = [(block, digest(columns)) for block, columns in sorted(asked.items())]
     unit = make_unit(
-        f"inputs/{name}", VERSION, digest(rows), identity, recipes_digest(found), *answers
+        f"inputs/{name}", VERSION, digest(rows), identity, recipes_digest(recipes), *answers
     )
 
     def fill(folder: Path) -> None:
-        blocks = run_recipes(found, rows, likelihood, asked)
+        blocks = run_recipes(recipes, rows, likelihood, asked)
         groups = np.unique(rows["group_id"].to_numpy(), return_inverse=True)[1]
         save_inputs(folder, Inputs(groups, embedding, blocks.to_numpy(), tuple(blocks.columns), {}))
         for view in VIEWS:  # one at a time: each is as large as all the rest
             save_counts(folder, view, count_ngrams(rows["response"], view))
         save_texts(folder, rows)
 
-    folder = engine.ensure("inputs", [Task(unit, fill, here=True)])[0]
+    folder = workspace.run.ensure("inputs", [Task(unit, fill, here=True)])[0]
     for params in trunks:
-        index_trunk(name, rows, params, cache, engine)
-    return folder, {"inputs": unit.key, "texts": digest(rows)}
+        index_trunk(name, rows, params, workspace)
+    return StoredInputs(folder, {"inputs": unit.key, "texts": digest(rows)})
 
 
-def index_trunk(
-    name: str, rows: pl.DataFrame, params: TrunkParams, cache: Engine, engine: Engine
-) -> None:
+def index_trunk(name: str, rows: pl.DataFrame, params: TrunkParams, workspace: Workspace) -> None:
     """Cache a trunk's output of every row and write down where each stands.
 
     Parameters
     ----------
-    name, rows, cache, engine
+    name, rows, workspace
         As for :func:`build_inputs`, which has made those inputs.
     params
         Which trunk.
     """
-    table = cache_trunk(rows, params, cache)
+    table = cache_trunk(rows, params, workspace.cache)
     path = trunk_folder(f"inputs/{name}", params)
     shards = [Path(shard).name for shard in table["shard"]]  # wherever the cache stands
     unit = make_unit(path, VERSION, digest(rows), params.identity, shards, table.drop("shard"))
     task = Task(unit, lambda folder: save_trunk(folder, table), here=True)
-    engine.ensure("trunk's index", [task])
+    workspace.run.ensure("trunk's index", [task])

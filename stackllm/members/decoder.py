@@ -46,6 +46,7 @@ from stackllm.llm.prompts import PromptParams, make_prompts
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
 from stackllm.members.linear import choose_penalty, logistic
+from stackllm.members.protocol import Traits
 from stackllm.metrics import log_loss
 from stackllm.parameters import BackboneName, Seed, check
 from stackllm.store.checkpoints import LAST_GOOD, keep
@@ -115,26 +116,6 @@ class DecoderParams:
         return choose_dtype(self.precision)[0]
 
     @property
-    def of_one_model(self) -> DecoderParams:
-        """The settings that decide a single model, as they came out on this machine."""
-        precision = cast(Precision, self.chosen_precision)
-        training = dataclasses.replace(self.training, report_to=())  # it changes no number
-        return dataclasses.replace(
-            self,
-            precision=precision,
-            seeds=(0,),
-            every_round=False,
-            refit="folds",
-            training=training,
-        )
-
-    @property
-    def identity(self) -> str:
-        """Digest of the weights that its settings only name."""
-        precision = self.chosen_precision
-        return digest(revision_of(self.backbone), precision, compute_dtype(precision))
-
-    @property
     def n_trained(self) -> int | None:
         """Layers that are trained; None for all."""
         return None if self.trainable_layers == "all" else self.trainable_layers
@@ -154,10 +135,37 @@ class DecoderParams:
         )
 
 
+def traits(params: DecoderParams) -> Traits:
+    """What the settings mean for the stages; ``params`` there are as they came out on this machine."""
+    return Traits(
+        params=_of_one_model(params),
+        weights=_identity(params),
+        seeds=params.seeds,
+        every_round=params.every_round,
+        refitted=params.refit == "full",
+        trunk=params.trunk,
+        backbone=params.backbone,
+    )
+
+
+def _of_one_model(params: DecoderParams) -> DecoderParams:
+    precision = cast(Precision, params.chosen_precision)
+    training = dataclasses.replace(params.training, report_to=())  # it changes no number
+    return dataclasses.replace(
+        params, precision=precision, seeds=(0,), every_round=False, refit="folds", training=training
+    )
+
+
+def _identity(params: DecoderParams) -> str:
+    """Digest of the weights that the settings only name."""
+    precision = params.chosen_precision
+    return digest(revision_of(params.backbone), precision, compute_dtype(precision))
+
+
 def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, folder: Path) -> None:
     """Fine-tune on ``targets`` and write adapter, head and settings into ``folder``."""
     use_one_thread()
-    training, params = params.training, params.of_one_model
+    training, params = params.training, _of_one_model(params)
     model, tokenizer = new_classifier(
         params.backbone, params.precision, targets.n_classes, params.lora, params.n_trained, seed,
         params.attention, params.devices,

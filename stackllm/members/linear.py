@@ -40,6 +40,10 @@ def logistic(
     """
     from sklearn.linear_model import LogisticRegression
 
+    bias = np.full(targets.n_classes, -30.0, dtype=np.float32)
+    if len(np.unique(targets.labels)) == 1:  # so few groups that one class is all there is to learn
+        bias[targets.labels[0]] = 0.0
+        return np.zeros((targets.n_classes, features.shape[1]), dtype=np.float32), bias
     model = LogisticRegression(C=c, max_iter=max_iter, tol=1e-3, fit_intercept=intercept)
     model.fit(features, targets.labels, sample_weight=targets.weights)
     coefficients, intercepts = model.coef_, model.intercept_
@@ -47,7 +51,6 @@ def logistic(
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     weights = np.zeros((targets.n_classes, coefficients.shape[1]), dtype=np.float32)
-    bias = np.full(targets.n_classes, -30.0, dtype=np.float32)
     weights[model.classes_] = coefficients
     bias[model.classes_] = intercepts
     return weights, bias
@@ -62,7 +65,7 @@ def choose_penalty(
     seed: int,
     intercept: bool = True,
 ) -> float:
-    """The penalty with the least log loss on the given labels of a fifth of the training groups.
+    """The penalty with the least log loss on a fifth of the groups whose labels were given.
 
     Parameters
     ----------
@@ -79,9 +82,13 @@ def choose_penalty(
     seed
         Decides which groups are held out.
     """
-    if len(candidates) == 1:
-        return candidates[0]
-    held = inner_folds(groups[targets.rows].astype(str), 5, seed) == 0
+    # Of the groups whose labels were given: a fifth of all groups may hold pseudo-labels alone.
+    given = groups[targets.rows[targets.given]]
+    if (
+        len(candidates) == 1 or len(np.unique(given)) < 2
+    ):  # nothing to choose, or nothing to judge by
+        return min(candidates)
+    held = np.isin(groups[targets.rows], given[inner_folds(given.astype(str), 5, seed) == 0])
     train, test = targets.only(~held), targets.only(held & targets.given)
     losses = []
     for c in candidates:

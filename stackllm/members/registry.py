@@ -2,60 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from stackllm.crossfit.targets import Targets
-from stackllm.errors import UsageError
-from stackllm.llm.trunk import TrunkParams
+from stackllm.errors import UsageError, did_you_mean
 from stackllm.members import decoder, features, frozen, lexical
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.decoder import DecoderParams
 from stackllm.members.frozen import FrozenParams
-from stackllm.members.inputs import Inputs
 from stackllm.members.lexical import LexicalParams
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of member that stackllm trains itself.
-
-    Parameters
-    ----------
-    params
-        Dataclass of its settings.
-    version
-        Number of its code: a higher one makes stored models stale.
-    fit
-        ``fit(inputs, targets, params, seed, folder)`` writes a model.
-    predict
-        ``predict(inputs, rows, folder)`` gives probabilities ``(len(rows), n_classes)``.
-    reads
-        ``"texts"`` if it reads nothing but the texts, so that another recipe leaves it as it is.
-    of_gpu
-        Does it want the GPU, where there is one, for itself?
-    """
-
-    params: type
-    version: int
-    fit: Callable[[Inputs, Targets, Any, int, Path], None]
-    predict: Callable[[Inputs, np.ndarray, Path], np.ndarray]
-    reads: Literal["inputs", "texts"] = "inputs"
-    of_gpu: bool = False
-
+from stackllm.members.own import is_own, own_kind
+from stackllm.members.protocol import Kind, Traits
 
 KINDS = {
     "lexical": Kind(LexicalParams, lexical.VERSION, lexical.fit, lexical.predict),
     "frozen": Kind(FrozenParams, frozen.VERSION, frozen.fit, frozen.predict),
     "decoder": Kind(
-        DecoderParams, decoder.VERSION, decoder.fit, decoder.predict, reads="texts", of_gpu=True
+        DecoderParams,
+        decoder.VERSION,
+        decoder.fit,
+        decoder.predict,
+        decoder.traits,
+        reads="texts",
+        of_gpu=True,
     ),
     "features": Kind(BoostingParams, features.VERSION, features.fit, features.predict),
 }
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of that name, or that ``file.py:Class`` stands for.
+
+    Raises
+    ------
+    MissingInputError, UsageError
+        If there is no such kind, file or class.
+    """
+    if is_own(name):
+        return own_kind(name)
+    if name not in KINDS:
+        raise UsageError(f'there is no kind "{name}" of member. {did_you_mean(name, KINDS)}')
+    return KINDS[name]
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ class Member:
     name
         What it is called in tables and folders.
     kind
-        A key of :data:`KINDS`.
+        A key of :data:`KINDS`, or ``file.py:Class``.
     params
         Its settings, of the kind's dataclass.
     """
@@ -77,42 +65,17 @@ class Member:
     params: Any
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """Added to the run's seed, a model for each."""
-        seeds: tuple[int, ...] = getattr(self.params, "seeds", (0,))
-        return seeds
-
-    @property
-    def of_one_model(self) -> Any:
-        """The settings that decide a single one of its models."""
-        return getattr(self.params, "of_one_model", self.params)
-
-    @property
-    def weights(self) -> str:
-        """Digest of language-model weights that the settings only name; empty if there are none."""
-        return str(getattr(self.params, "identity", ""))
-
-    @property
-    def every_round(self) -> bool:
-        """Is it trained anew in every round of pseudo-labels?"""
-        return bool(getattr(self.params, "every_round", True))
-
-    @property
-    def refitted(self) -> bool:
-        """Is there also a model on all training rows, for the test?"""
-        return bool(getattr(self.params, "refit", "folds") == "full")
+    def traits(self) -> Traits:
+        """What its settings mean for the stages."""
+        return kind_of(self.kind).traits(self.params)
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of its tables of predictions: its own, a seed's each, the full models'."""
-        singles = [f"{self.name}_seed{seed}" for seed in self.seeds if len(self.seeds) > 1]
-        return (self.name, *singles, *([f"{self.name}_full"] if self.refitted else []))
-
-    @property
-    def trunk(self) -> TrunkParams | None:
-        """What is to be cached for it, if anything."""
-        trunk: TrunkParams | None = getattr(self.params, "trunk", None)
-        return trunk
+        """Names of its tables of predictions: its own, one per seed if there are several, the full models'."""
+        traits = self.traits
+        seeds = traits.seeds or ()
+        singles = [f"{self.name}_seed{seed}" for seed in seeds if len(seeds) > 1]
+        return (self.name, *singles, *([f"{self.name}_full"] if traits.refitted else []))
 
 
 def check_tables(members: Sequence[Member], others: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError, TrainingError
 from stackllm.llm.encode import workers
 from stackllm.llm.trunk import TrunkParams
-from stackllm.members.build import Keys
+from stackllm.members.build import StoredInputs
 from stackllm.members.inputs import load_inputs
-from stackllm.members.registry import KINDS, Member
+from stackllm.members.own import is_own
+from stackllm.members.registry import Member, kind_of
 from stackllm.store.digest import digest
 from stackllm.store.units import REUSED, make_unit, state
 
@@ -25,8 +26,7 @@ def cross_fit_members(
     members: Sequence[Member],
     fits: Sequence[Fit],
     design: Design,
-    inputs: Path,
-    keys: Keys,
+    inputs: StoredInputs,
     seed: int,
     engine: Engine,
     cache_trunk: Callable[[TrunkParams], None],
@@ -42,9 +42,7 @@ def cross_fit_members(
     design
         Folds and parts.
     inputs
-        Folder of the label-free matrices.
-    keys
-        Digests of what a member may read there.
+        The label-free matrices.
     seed
         Seed of every model.
     engine
@@ -60,33 +58,41 @@ def cross_fit_members(
     for of_gpu in (True, False):  # the slowest first
         tasks = []
         for member in members:
-            if KINDS[member.kind].of_gpu == of_gpu:
-                own = _tasks(member, fits, design, inputs, keys, seed)
-                if member.trunk and any(state(engine.root, it.unit) != REUSED for it in own):
-                    cache_trunk(member.trunk)
-                tasks += own
-        label = f"{'decoders' if of_gpu else 'members'}, round {fits[0].round}"
-        engine.ensure(label, tasks, workers() if of_gpu and tasks else None)
+            if kind_of(member.kind).of_gpu == of_gpu:
+                models = _tasks(member, fits, design, inputs, seed)
+                trunk = member.traits.trunk
+                if trunk and any(state(engine.root, it.unit) != REUSED for it in models):
+                    cache_trunk(trunk)
+                tasks += models
+        engine.ensure(
+            stage_label(of_gpu, fits[0].round), tasks, workers() if of_gpu and tasks else None
+        )
     return {
         member.name: gather_places(places_of(member, fits, design), design, engine.root)
         for member in members
     }
 
 
+def stage_label(of_gpu: bool, number: int) -> str:
+    """What the members of a round are called in progress lines."""
+    return f"{'decoders' if of_gpu else 'members'}, round {number}"
+
+
 def _tasks(
-    member: Member, fits: Sequence[Fit], design: Design, inputs: Path, keys: Keys, seed: int
+    member: Member, fits: Sequence[Fit], design: Design, inputs: StoredInputs, seed: int
 ) -> list[Task]:
-    kind = KINDS[member.kind]
+    kind, traits = kind_of(member.kind), member.traits
+    name = "own" if is_own(member.kind) else member.kind
     return [
         Task(
             make_unit(
                 place.path,
                 kind.version,
-                keys[kind.reads], fit_key(place.fit), member.weights,
-                params=(member.kind, member.of_one_model, seed + place.seed),
+                inputs.keys[kind.reads], fit_key(place.fit), traits.weights,
+                params=(name, traits.params, seed + place.seed),
             ),
             fit_member,
-            (member, place, inputs, seed + place.seed),
+            (member, place, inputs.folder, seed + place.seed),
             together=kind.of_gpu,
         )
         for place in [*places_of(member, fits, design), *full_places(member, design)]
@@ -118,22 +124,25 @@ def places_of(member: Member, fits: Sequence[Fit], design: Design) -> list[Place
     A member that is not trained anew in every round goes on with its models of round 0, which saw
     no pseudo-label at all.
     """
-    if not member.every_round:
+    traits = member.traits
+    if not traits.every_round:
         fits = design.first_fits()
-    several = hasattr(member.params, "seeds")
+    if traits.seeds is None:
+        return [Place(fit, 0, f"members/{member.name}/{fit.name}") for fit in fits]
     return [
-        Place(fit, seed, f"members/{member.name}/{fit.name}{f'_seed{seed}' if several else ''}")
+        Place(fit, seed, f"members/{member.name}/{fit.name}_seed{seed}")
         for fit in fits
-        for seed in member.seeds
+        for seed in traits.seeds
     ]
 
 
 def full_places(member: Member, design: Design) -> list[Place]:
     """Models on all training rows, one a seed, of a member that is refitted for the test."""
+    traits = member.traits
     return [
         Place(design.full_fit(), seed, f"members/{member.name}/round0_full_seed{seed}")
-        for seed in member.seeds
-        if member.refitted
+        for seed in traits.seeds or (0,)
+        if traits.refitted
     ]
 
 
@@ -145,7 +154,7 @@ def fit_member(folder: Path, member: Member, place: Place, inputs_folder: Path, 
     TrainingError, DataError
         If losses, weights or predictions are no numbers; it names the unit.
     """
-    kind = KINDS[member.kind]
+    kind = kind_of(member.kind)
     inputs = load_inputs(inputs_folder)
     try:
         kind.fit(inputs, place.fit.targets, member.params, seed, folder)

@@ -65,7 +65,8 @@ def ask(
         else:
             answers, failures = _ask_here(todo, rater, cache)
     except PendingError as error:
-        raise PendingError(f"{rows.height:,} rows; {error}", error.units) from None
+        said = f"{rows.height:,} rows; {error}"
+        raise PendingError(said, error.units, note=said) from None
     for asked, (cases, _), why in zip(recipes, listed, failures, strict=True):
         if why:
             reasons = ", ".join(f"{count} {name}" for name, count in sorted(why.items()))

@@ -13,7 +13,7 @@ turned on by its block's name, or named as a further recipe file.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -147,13 +147,13 @@ def _find_paths(extra: tuple[str, ...], ask: tuple[str, ...]) -> dict[str, Path]
     return paths
 
 
-def recipes_digest(recipes: list[Recipe]) -> list[tuple[str, str]]:
+def recipes_digest(recipes: Sequence[Recipe]) -> list[tuple[str, str]]:
     """Block and content digest of each recipe: part of the key of what they made."""
     return [(recipe.block, file_digest(recipe.path)) for recipe in recipes]
 
 
 def run_recipes(
-    recipes: list[Recipe],
+    recipes: Sequence[Recipe],
     rows: pl.DataFrame,
     encoder: pl.DataFrame,
     asked: Mapping[str, pl.DataFrame] = MappingProxyType({}),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -50,7 +51,7 @@ def leaderboard(
 
 def member_scores(
     number: int,
-    posteriors: dict[str, Calibrated],
+    posteriors: Mapping[str, Calibrated],
     design: Design,
     timings: dict[str, float],
     truth: np.ndarray | None = None,
@@ -67,6 +68,23 @@ def member_scores(
             }
             for name, found in posteriors.items()
         ]
+    )
+
+
+def verdicts(rounds: Sequence[Round], design: Design) -> list[str]:
+    """Each round beside the one before it: the difference of their out-of-fold losses, paired over groups."""
+    return [_verdict(before, after, design) for before, after in pairwise(rounds)]
+
+
+def _verdict(before: Round, after: Round, design: Design) -> str:
+    gains = row_losses(before.final.oof, design.labels) - row_losses(after.final.oof, design.labels)
+    gain, error = float(gains.mean()), bootstrap_error(gains, design.train_groups)
+    said = "better" if gain > 0 else "worse"
+    if not abs(gain) > 2 * error:  # also where a single group leaves the error unknown
+        said = "no difference beyond its error"
+    return (
+        f"round {after.number}: out-of-fold posterior log loss {after.loss:.4f}, before {before.loss:.4f}; "
+        f"gain {gain:+.4f} ± {error:.4f}, paired over groups: {said}"
     )
 
 

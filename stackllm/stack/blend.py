@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,9 +94,7 @@ def cross_blend(models: dict[str, CrossFit], design: Design, quota: int) -> Blen
         How often a class stands in a group.
     """
     oofs = np.stack([model.oof for model in models.values()])
-    tests = np.stack([model.test for model in models.values()])
     oof = np.empty_like(oofs[0])
-    test = np.empty_like(tests[0])
     weights = np.empty((design.n_folds, len(models)))
     plan = Plan.of(design.train_groups, oofs.shape[2], quota)
     for fold in range(design.n_folds):
@@ -103,5 +102,28 @@ def cross_blend(models: dict[str, CrossFit], design: Design, quota: int) -> Blen
         logs = log_probabilities(oofs[:, rest])
         weights[fold] = climb(logs, plan.part(rest), design.labels[rest])
         oof[inside] = log_blend(oofs[:, inside], weights[fold])
-        test[fold] = log_blend(tests[:, fold], weights[fold])
+    test = blend_views([model.test for model in models.values()], weights)
     return Blend(CrossFit(oof, test), weights, tuple(models))
+
+
+def blend_views(views: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Blend rows as each fold's models see them, each fold with its weights.
+
+    Parameters
+    ----------
+    views
+        Row probabilities of each model, float64 ``(n_folds, n_rows, n_classes)``.
+    weights
+        ``(n_folds, n_models)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_folds, n_rows, n_classes)``.
+    """
+    return np.stack(
+        [
+            log_blend(np.stack([view[fold] for view in views]), weights[fold])
+            for fold in range(len(weights))
+        ]
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from stackllm.crossfit.design import CrossFit
 from stackllm.members.inputs import categorical
 from stackllm.probabilities import log_probabilities
 from stackllm.recipes.within import centre
@@ -15,29 +16,27 @@ as noise they cost stage two 0.01 of log loss (docs/LOG.md)."""
 
 
 def stack_features(
-    fold: int,
-    members: dict[str, CrossFit],
-    posteriors: dict[str, CrossFit],
+    members: Mapping[str, np.ndarray],
+    posteriors: Mapping[str, np.ndarray],
     blocks: np.ndarray,
     names: tuple[str, ...],
     groups: np.ndarray,
 ) -> np.ndarray:
-    """Feature matrix of stage two for the models of one fold.
+    """Feature matrix of stage two, of rows as the models of one fold see them.
 
-    Test rows carry the predictions of that fold's members only, as training rows carry those of a
-    single model each: no label of the fold reaches its stack through the test rows, and both kinds
-    of rows are alike.
+    In training these are the out-of-fold rows above the test rows as *that* fold's members predict
+    them (:meth:`~stackllm.crossfit.design.CrossFit.fold`): each kind of row carries predictions of a
+    single model, and no label of the fold reaches its stack through the test rows.
 
     Parameters
     ----------
-    fold
-        Which fold's stack reads it.
     members, posteriors
-        Row probabilities and group posteriors of each member.
+        Row probabilities and group posteriors of each member by name, float64
+        ``(n_rows, n_classes)`` each, the same names in the same order.
     blocks, names
-        Recipe columns ``(n_rows, n_columns)`` and what they are called.
+        Recipe columns, float64 ``(n_rows, n_columns)``, and what they are called.
     groups
-        Group number of each row, ``(n_rows,)``.
+        Group number of each row, int ``(n_rows,)``.
 
     Returns
     -------
@@ -45,22 +44,21 @@ def stack_features(
         float64 ``(n_rows, n_features)``: per member log-probabilities, the same centred within
         the group, log-posteriors; then their means over the members; then the recipe columns.
     """
-    kept = _kept(names)
+    logits = [log_probabilities(matrix) for matrix in members.values()]
+    certain = [log_probabilities(posteriors[name]) for name in members]
     pieces = []
-    logits = [log_probabilities(member.fold(fold)) for member in members.values()]
-    certain = [log_probabilities(member.fold(fold)) for member in posteriors.values()]
     for logit, sure in zip(logits, certain, strict=True):
         pieces += [logit, centre(logit, groups), sure]
     mean = np.mean(logits, axis=0)
-    pieces += [mean, centre(mean, groups), np.mean(certain, axis=0), blocks[:, kept]]
+    pieces += [mean, centre(mean, groups), np.mean(certain, axis=0), blocks[:, _used(names)]]
     return np.hstack(pieces)
 
 
 def stack_categorical(n_features: int, names: tuple[str, ...]) -> list[int]:
     """Places of category numbers in a matrix of :func:`stack_features` with so many columns."""
-    own = [names[i] for i in _kept(names)]
-    return [n_features - len(own) + i for i in categorical(own)]
+    used = [names[i] for i in _used(names)]
+    return [n_features - len(used) + i for i in categorical(used)]
 
 
-def _kept(names: tuple[str, ...]) -> list[int]:
+def _used(names: tuple[str, ...]) -> list[int]:
     return [i for i, name in enumerate(names) if not name.startswith(_LEFT_OUT)]

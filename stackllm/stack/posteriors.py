@@ -66,7 +66,10 @@ def cross_posteriors(
         calibration = Calibration(float(temperatures[fold]))
         oof[inside] = posterior_of(matrix[inside], plan.part(inside), calibration)
     test = fold_posteriors(predictions.test, design.test_groups, quota, temperatures)
-    return Calibrated(cross_calibrate(predictions, design), CrossFit(oof, test), temperatures)
+    # rows that are calibrated to their posteriors stay as they are: another temperature on them alone
+    # would show a gain of the group even where no group has a second row
+    rows = cross_calibrate(predictions, design) if temperature is None else predictions
+    return Calibrated(rows, CrossFit(oof, test), temperatures)
 
 
 def cross_calibrate(predictions: CrossFit, design: Design) -> CrossFit:

@@ -48,7 +48,13 @@ def cross_fit_stack(
     """
     number = fits[0].round
     matrices = {
-        fold: stack_features(fold, members, posteriors, inputs.blocks, inputs.names, design.groups)
+        fold: stack_features(
+            {name: member.fold(fold) for name, member in members.items()},
+            {name: member.fold(fold) for name, member in posteriors.items()},
+            inputs.blocks,
+            inputs.names,
+            design.groups,
+        )
         for fold in range(design.n_folds)
     }
     codes = stack_categorical(matrices[0].shape[1], inputs.names)

@@ -60,6 +60,19 @@ def locked(root: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(root: Path) -> bool:
+    """Does a process hold the lock of a run's folder right now?"""
+    if not (root / ".lock").is_file():
+        return False
+    try:
+        _acquire(root / ".lock").release()
+    except Timeout:
+        return True
+    except OSError:  # a folder that we may only read: nobody of this user writes it
+        return False
+    return False
+
+
 def _acquire(path: Path) -> BaseFileLock:
     """The system's lock; on a disk that knows none, a file that stands for one."""
     lock: BaseFileLock = FileLock(path)

@@ -19,8 +19,8 @@ from stackllm.members.decoder import DecoderParams
 from stackllm.members.lexical import LexicalParams
 from stackllm.members.registry import Member, check_tables
 from stackllm.metrics import log_loss
-from stackllm.predict import exchange
 from stackllm.probabilities import log_blend
+from stackllm.stack.round import final_rows
 from stackllm.store.units import make_unit
 
 CONFIG = """
@@ -194,23 +194,21 @@ def test_the_model_on_all_rows_has_every_true_label_and_no_other():
     assert full.predict.tolist() == list(range(12, 18))
 
 
-def test_an_exchanged_model_gives_the_blend_that_was_made_with_it():
+def test_a_refitted_model_stands_in_for_those_of_every_fold():
     draw = np.random.default_rng(0)
-    models = draw.dirichlet(np.full(3, 0.05), (4, 2, 30))  # (n_models, n_folds, n_rows, n_classes)
-    models[0, 0, 0] = [1.0, 0.0, 0.0]
+    views = dict(zip("abcd", draw.dirichlet(np.full(3, 0.05), (4, 2, 30)), strict=True))
+    views["a"][0, 0] = [1.0, 0.0, 0.0]
     weights = draw.uniform(0, 3, (2, 4))
     weights[1, 2] = 0.0
     new = draw.dirichlet(np.ones(3), 30)
-
-    def blends(of):
-        return np.stack([log_blend(of[:, fold], weights[fold]) for fold in range(2)])
-
-    for place in range(4):
-        exchanged = models.copy()
-        exchanged[place] = new
-        found = exchange(blends(models), weights[:, place], models[place], new)
-        np.testing.assert_allclose(found, blends(exchanged), rtol=1e-6)
-    assert np.abs(blends(exchanged) - blends(models)).max() > 0.1
+    for name in views:
+        exchanged = {**views, name: np.stack([new, new])}
+        blended = [
+            log_blend(np.stack([view[fold] for view in exchanged.values()]), weights[fold])
+            for fold in range(2)
+        ]
+        np.testing.assert_allclose(final_rows(views, {name: new}, weights), blended, rtol=1e-12)
+        assert np.abs(final_rows(views, {}, weights) - blended).max() > 0.1
 
 
 def test_a_loss_that_is_no_number_names_its_unit_and_keeps_its_steps(contest, backbone):

@@ -371,7 +371,7 @@ def test_a_trunk_that_the_disk_cannot_hold_is_refused_before_it_starts(
 def test_what_a_model_was_trained_in_is_what_it_is_asked_in(make_backbone, tmp_path):
     """Another machine may choose otherwise for "auto"; a stored model must not follow it."""
     params = make_params(make_backbone("llama"), precision="auto")
-    chosen = params.of_one_model
+    chosen = decoder.traits(params).params
     assert chosen.precision == params.chosen_precision != "auto"
     assert chosen.trunk == params.trunk
     rows = make_rows()

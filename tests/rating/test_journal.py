@@ -30,6 +30,8 @@ from stackllm.rating.replies import Reply, read_reply
 from stackllm.rating.server import ask_server as ask_all
 from stackllm.rating.server import check_url, read_key
 from stackllm.rating.transport import ServerParams
+from stackllm.recipes.loader import find_recipes
+from stackllm.workspace import Workspace
 
 ASKED = Asked("gpt_rating", "rating", "Rate it.", tuple(map(str, range(1, 11))))
 N_PROMPTS = 60
@@ -198,7 +200,14 @@ def test_a_dry_run_tells_what_may_cost_money_before_it_stops_at_the_encoder(tmp_
     dry = Engine(tmp_path, 1, Reporter(quiet=True), dry_run=True)
     rater = RaterParams(ask=("gpt_rating",), url="https://nowhere.example/v1", model="tiny")
     with pytest.raises(PendingError, match="2 rows; rater tiny: 2 prompts"):
-        build_inputs("table", rows, EncoderParams(), (), dry, dry, rater=rater)
+        build_inputs(
+            "table",
+            rows,
+            EncoderParams(),
+            find_recipes(ask=("gpt_rating",)),
+            Workspace(dry, dry),
+            rater=rater,
+        )
 
 
 def test_what_needs_no_requests_does_not_wait_for_another_process(tmp_path):

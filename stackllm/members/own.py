@@ -1,0 +1,300 @@
+"""A user's own member: a class in a Python file, named ``file.py:Class`` in the settings.
+
+Two kinds of class are understood. A scikit-learn classifier (anything with ``fit(X, y)`` and
+``predict_proba(X)``) is given rows and labels. Any other class speaks the protocol that our own
+members speak: ``fit(inputs, targets, seed, folder)`` writes a model into ``folder``, and
+``predict(inputs, rows, folder)`` gives ``(len(rows), n_classes)``.
+
+A fitted classifier is stored by its own ``save(folder)`` and ``load(folder)`` where the class has them,
+else by skops, which writes no pickle and loads types of well-known packages and of the user's file only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from stackllm.crossfit.targets import Targets
+from stackllm.errors import DataError, MissingInputError, StorageError, UsageError, did_you_mean
+from stackllm.members.inputs import Inputs, read_texts
+from stackllm.members.protocol import Kind, Traits
+from stackllm.parameters import check
+from stackllm.store.digest import file_digest
+
+VERSION = 1
+
+_FILE, _SETTINGS, _MODEL = "member.py", "own.json", "model.skops"
+_TRUSTED = (
+    "sklearn",
+    "numpy",
+    "scipy",
+    "lightgbm",
+    "xgboost",
+    "builtins",
+    "collections",
+    "functools",
+)
+"""Packages whose types a stored classifier may hold, beside those of the user's own file."""
+
+
+@dataclass(frozen=True)
+class OwnParams:
+    """Settings of a member of the user's own.
+
+    Parameters
+    ----------
+    reads
+        What a scikit-learn classifier gets as ``X``: ``"features"`` (recipe columns, float64),
+        ``"embedding"`` (pooled layers, float32), ``"both"`` side by side, or ``"texts"`` (the
+        responses, a list of str).
+    params
+        Passed to the class as keywords.
+    """
+
+    reads: Literal["features", "embedding", "both", "texts"] = "features"
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def is_own(kind: str) -> bool:
+    """Does a ``kind`` name a class in a file, as ``file.py:Class``?"""
+    return ".py:" in kind
+
+
+def own_kind(kind: str) -> Kind:
+    """The kind that ``file.py:Class`` names, its class loaded and checked.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    UsageError
+        If the file fails to load, or has no such class, or the class is no member.
+    """
+    path, name = _split(kind)
+    member = _load_class(path, name)
+    source = path.read_bytes()
+
+    def fit(inputs: Inputs, targets: Targets, params: OwnParams, seed: int, folder: Path) -> None:
+        (folder / _FILE).write_bytes(source)
+        content = {"class": name, "reads": params.reads, "params": params.params}
+        (folder / _SETTINGS).write_text(
+            json.dumps(content, sort_keys=True), encoding="utf-8", newline="\n"
+        )
+        made = _make(member, params.params, seed)
+        if _is_classifier(member):
+            _fit_classifier(made, inputs, targets, params.reads, folder)
+        else:
+            made.fit(inputs, targets, seed, folder)
+
+    def traits(params: OwnParams) -> Traits:
+        return Traits((name, params), weights=file_digest(path))
+
+    return Kind(OwnParams, VERSION, fit, predict, traits)
+
+
+def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
+    """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``, by the file that is stored with the model.
+
+    Raises
+    ------
+    DataError
+        If they have another shape or rows that do not sum to 1.
+    """
+    content = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    member = _load_class(folder / _FILE, content["class"])
+    if not _is_classifier(member):
+        return np.asarray(_make(member, content["params"], 0).predict(inputs, rows, folder), float)
+    predicted = np.asarray(
+        _load_classifier(member, folder).predict_proba(_features(inputs, rows, content["reads"])),
+        float,
+    )
+    classes = np.load(folder / "classes.npy", allow_pickle=False)
+    if predicted.shape != (len(rows), len(classes)):
+        raise DataError(
+            f"{content['class']}: predict_proba gave shape {predicted.shape} for {len(rows)} rows and "
+            f"{len(classes)} classes. Return one column per class that fit was given."
+        )
+    n_classes = int(np.load(folder / "n_classes.npy", allow_pickle=False))
+    probabilities = np.zeros((len(rows), n_classes))
+    probabilities[:, classes] = predicted
+    return probabilities
+
+
+def _split(kind: str) -> tuple[Path, str]:
+    name, _, class_name = kind.rpartition(":")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise MissingInputError(
+            f"{path}: there is no such file. A member of your own is file.py:Class."
+        )
+    return path, class_name
+
+
+def _load_class(path: Path, name: str) -> Any:
+    module = _load_module(path)
+    member = getattr(module, name, None)
+    if not isinstance(member, type):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise UsageError(f'{path}: there is no class "{name}". {did_you_mean(name, classes)}')
+    if not callable(getattr(member, "fit", None)) or not (
+        _is_classifier(member) or callable(getattr(member, "predict", None))
+    ):
+        raise UsageError(
+            f"{path}: {name} is no member. Give it fit(X, y) and predict_proba(X) as scikit-learn's classifiers "
+            "have, or fit(inputs, targets, seed, folder) and predict(inputs, rows, folder)."
+        )
+    return member
+
+
+def _load_module(path: Path) -> ModuleType:
+    """The user's file as a module whose name its content decides: what is stored of it finds it again."""
+    name = f"stackllm_own_{file_digest(path)[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: not a Python file. A member of your own is file.py:Class.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file does wrong
+        del sys.modules[name]
+        raise UsageError(f"{path}: loading it failed ({type(error).__name__}: {error}).") from error
+    return module
+
+
+def _is_classifier(member: Any) -> bool:
+    return callable(getattr(member, "predict_proba", None))
+
+
+def _make(member: Any, params: dict[str, Any], seed: int) -> Any:
+    """An instance; where it takes a ``random_state`` that nobody set, the seed is given to it."""
+    try:
+        made = member(**params)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{member.__name__}: its params are refused ({error}).") from error
+    known = made.get_params() if hasattr(made, "get_params") else {}
+    unset = {
+        key: seed for key, value in known.items() if key.endswith("random_state") and value is None
+    }
+    return made.set_params(**unset) if unset else made
+
+
+def _features(inputs: Inputs, rows: np.ndarray, reads: str) -> Any:
+    if reads == "texts":
+        return read_texts(inputs)["response"].gather(rows).to_list()
+    parts = {"features": [inputs.blocks], "embedding": [inputs.embedding]}
+    chosen = parts.get(reads, [inputs.blocks, inputs.embedding])
+    return np.hstack([part[rows] for part in chosen])
+
+
+def _fit_classifier(
+    classifier: Any, inputs: Inputs, targets: Targets, reads: str, folder: Path
+) -> None:
+    """Fit on weighted labels where the classifier takes weights, else on each row's likeliest label."""
+    classifier = _with_imputer(classifier, reads)
+    weights = _weight_argument(classifier)
+    if weights is None:
+        targets = targets.likeliest()
+    X, y = _features(inputs, targets.rows, reads), targets.labels
+    try:
+        classifier.fit(X, y, **({} if weights is None else {weights: targets.weights}))
+    except Exception as error:  # a user's class may raise anything
+        raise DataError(
+            f"{type(classifier).__name__}.fit failed on {len(y)} rows of {reads!r} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]})."
+        ) from error
+    np.save(folder / "classes.npy", np.unique(y))
+    np.save(folder / "n_classes.npy", np.array(targets.n_classes))
+    if callable(getattr(classifier, "save", None)):
+        classifier.save(folder)
+        return
+    from skops.io import dump
+
+    dump(classifier, folder / _MODEL)
+    _make_repeatable(folder / _MODEL)
+    _check_types(folder / _MODEL)
+
+
+def _make_repeatable(path: Path) -> None:
+    """Take times and memory addresses out of what skops wrote: the same model is the same bytes."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    schema = files.pop("schema.json").decode()
+    # scikit-learn's vectorisers remember at which address their stop words stood when they were checked
+    schema = re.sub(r'("_stop_words_id": \{[^}]*"content": ")\d+', r"\g<1>0", schema)
+    address = re.compile(r'(?<="__id__": )\d+|(?<=")\d+(?=\.np[yz]")')
+    numbers: dict[str, str] = {}
+    for number in address.findall(schema):
+        numbers.setdefault(number, str(len(numbers)))
+    renamed = {f"{numbers[name.split('.')[0]]}.{name.split('.')[1]}": files[name] for name in files}
+    renamed["schema.json"] = address.sub(lambda match: numbers[match.group()], schema).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in sorted(renamed):
+            archive.writestr(zipfile.ZipInfo(name), renamed[name])
+
+
+def _load_classifier(member: Any, folder: Path) -> Any:
+    if not (folder / _MODEL).is_file():
+        return member.load(folder)
+    from skops.io import load
+
+    return load(folder / _MODEL, trusted=_check_types(folder / _MODEL))
+
+
+def _check_types(path: Path) -> list[str]:
+    """The types that a stored classifier holds beyond those that skops knows, once they are allowed.
+
+    Raises
+    ------
+    StorageError
+        With the type that is not.
+    """
+    from skops.io import get_untrusted_types
+
+    types: list[str] = get_untrusted_types(file=path)
+    for name in types:
+        if not name.startswith("stackllm_own_") and name.split(".")[0] not in _TRUSTED:
+            raise StorageError(
+                f"{path}: the classifier holds a {name}, which is not stored without a pickle. Give your class "
+                "save(folder) and a classmethod load(folder)."
+            )
+    return types
+
+
+def _with_imputer(classifier: Any, reads: str) -> Any:
+    """Recipe columns may hold NaN: classifiers that take none get the columns' medians in their place."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.utils import get_tags
+
+    if reads == "texts" or not hasattr(classifier, "__sklearn_tags__"):
+        return classifier
+    if get_tags(classifier).input_tags.allow_nan:
+        return classifier
+    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), classifier)
+
+
+def _weight_argument(classifier: Any) -> str | None:
+    """What ``fit`` calls the weights of rows: of the last step in a pipeline; None if it takes none."""
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils.validation import has_fit_parameter
+
+    if isinstance(classifier, Pipeline):
+        name, last = classifier.steps[-1]
+        inner = _weight_argument(last)
+        return None if inner is None else f"{name}__{inner}"
+    return "sample_weight" if has_fit_parameter(classifier, "sample_weight") else None

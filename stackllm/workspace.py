@@ -1,0 +1,118 @@
+"""Where a command works: the run's folder, what runs share, who computes, and whom to tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stackllm.engine.local import Engine
+from stackllm.engine.pools import open_pool
+from stackllm.engine.progress import Reporter
+from stackllm.errors import UsageError
+from stackllm.store.folder import open_folder
+from stackllm.store.lock import locked
+
+SHARED = "cache"
+"""Name of the folder, beside the runs, of what runs share."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every stage needs beside its data.
+
+    Parameters
+    ----------
+    run
+        Runs units below the run's folder.
+    cache
+        Runs units below the folder that runs share.
+    """
+
+    run: Engine
+    cache: Engine
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return self.run.root
+
+    @property
+    def reporter(self) -> Reporter:
+        """Told what happens."""
+        return self.run.reporter
+
+    @property
+    def dry_run(self) -> bool:
+        """Does it only look at what would run?"""
+        return self.run.dry_run
+
+
+@contextmanager
+def open_workspace(
+    name: str,
+    artifacts: Path,
+    *,
+    n_jobs: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> Iterator[Workspace]:
+    """Open a run's folder for writing, and start the workers.
+
+    Parameters
+    ----------
+    name
+        Of the run: letters, digits, ``.``, ``_`` and ``-``.
+    artifacts
+        Folder of runs.
+    n_jobs
+        Units side by side. None: as many as there are cores, or workers on a cluster.
+    engine, address
+        Whose workers run units: ``"local"``, or ``"dask"`` or ``"ray"`` at an address.
+    dry_run
+        Only read: no lock, no worker, nothing written.
+    quiet
+        Warnings only, no progress.
+
+    Raises
+    ------
+    UsageError
+        If the name cannot be a run's.
+    LockedError
+        If another process writes this run.
+    MissingInputError, ServerError
+        If the cluster's package or the cluster is not there.
+    StorageError
+        If a folder cannot be written.
+    """
+    from joblib import cpu_count
+
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(
+            f'a run\'s name may hold letters, digits, ".", "_" and "-" only, not "{name}".'
+        )
+    if name.lower() == SHARED:
+        raise UsageError(f"a run cannot be called {name}: that is the folder that runs share.")
+    reporter = Reporter(quiet)
+    cores = cpu_count()  # each unit computes on one thread
+    slots = min(n_jobs or cores, cores)
+    if n_jobs and n_jobs > slots and engine == "local":
+        reporter.say(f"{n_jobs} units side by side: {slots}, as many as this machine has cores")
+    root, shared = artifacts / name, artifacts / SHARED
+    with ExitStack() as stack:
+        pool = None
+        if not dry_run:
+            stack.enter_context(locked(root))
+            open_folder(shared, shared=True)
+            pool = open_pool(engine, address, slots)
+        if pool:
+            stack.callback(pool.close)
+            slots = slots if engine == "local" else n_jobs or pool.slots
+        yield Workspace(
+            Engine(root, slots, reporter, dry_run, pool),
+            Engine(shared, slots, reporter, dry_run, pool),
+        )
