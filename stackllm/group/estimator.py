@@ -142,9 +142,14 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
 
         Raises
         ------
+        DataError
+            If there is one label only, or groups are not one id per row, or a mapping lacks the quota
+            of a group.
+        UsageError
+            If quota, exactly, temperature, cv or ``group_column`` make no sense, or the classifier
+            gives no probabilities.
         ValueError
-            If labels, groups, quota, exactly, temperature or ``group_column`` make no sense, or the
-            classifier gives no probabilities or refuses ``X``.
+            Whatever else scikit-learn or the classifier say of ``X`` and ``y``.
         """
         if not hasattr(self._inner(), "predict_proba"):
             raise UsageError(
@@ -170,7 +175,7 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
                 f"this is the classifier with calibrated probabilities. {_WAY_OUT}",
                 stacklevel=2,
             )
-        params = self._routed("fit", "fit", groups, params)
+        params = self._routed("fit", groups, params)
         self.estimator_ = clone(self._inner()).fit(X, labels, **params)
         self.grouped_ = plan is not None
         self.temperature_ = self.row_temperature_ = fixed.temperature if fixed else 1.0
@@ -201,13 +206,17 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
 
         Raises
         ------
+        DataError
+            If groups are not one id per row, or a mapping lacks the quota of a group.
+        UsageError
+            If there is no such ``group_column``.
         ValueError
-            If it is not fitted, or groups or quota make no sense, or the classifier refuses ``X``.
+            Whatever the classifier says of ``X``, and ``NotFittedError`` before :meth:`fit`.
         """
         check_is_fitted(self)
         X, groups = self._apart(X, groups)
         plan = None if groups is None else self._plan(groups)
-        params = self._routed("predict_proba", "predict_proba", groups, params)
+        params = self._routed("predict_proba", groups, params)
         rows = self.estimator_.predict_proba(X, **params)
         matrix = check_probabilities(rows, np.arange(len(rows)) if plan is None else plan.codes)
         if plan is not None:
@@ -282,13 +291,13 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         return Plan.of(groups, len(self.classes_), self.quota, exactly=self.exactly)
 
     def _routed(
-        self, caller: str, callee: str, groups: ArrayLike | None, params: dict[str, Any]
+        self, method: str, groups: ArrayLike | None, params: dict[str, Any]
     ) -> dict[str, Any]:
         """What of the metadata the classifier inside gets."""
         if not get_config()["enable_metadata_routing"]:
             return params
-        routed = process_routing(self, caller, groups=groups, **params)
-        return dict(routed["estimator"][callee])
+        routed = process_routing(self, method, groups=groups, **params)
+        return dict(routed["estimator"][method])
 
     def _out_of_fold(
         self,
