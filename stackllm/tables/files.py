@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,41 +15,8 @@ import polars as pl
 
 from stackllm.errors import DataError, MissingInputError, StorageError
 from stackllm.store.atomic import storage_errors, write_file
-
-_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
-_MAGIC = {
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"PK\x03\x04": "a ZIP or Excel file",
-    b"\x1f\x8b": "a gzip file",
-}
-_LONGEST_HEADER = 2**20
-
-
-def read_table(path: Path) -> pl.DataFrame:
-    """Read a CSV or Parquet file, every CSV cell as the text that it is.
-
-    Parameters
-    ----------
-    path
-        The file; Parquet is known by its first bytes.
-
-    Returns
-    -------
-    polars.DataFrame
-        Text columns (``"007"`` stays ``"007"``); an empty cell of a CSV is ``""``.
-
-    Raises
-    ------
-    MissingInputError, DataError, StorageError
-        As :func:`read_frame`; a row without a single filled cell is refused too.
-    """
-    content, header = _opened(path)
-    if _is_parquet(content):
-        return _parquet(path, content, lambda names: [])
-    _check_records(path, content, header)
-    frame = _frame(path, content, header, lambda names: [])
-    return frame.filter(pl.any_horizontal(pl.all() != ""))  # empty lines are no rows
+from stackllm.tables.foreign import csv_text, has_decimal_comma
+from stackllm.tables.strict_csv import POLARS_ERRORS, read_header, read_records
 
 
 def read_frame(
@@ -68,34 +34,29 @@ def read_frame(
     Returns
     -------
     polars.DataFrame
-        At least one row.
+        At least one row. Text of a CSV stays as it is (``"007"``, ``" x"``), and an empty cell is ``""``;
+        an empty number is null. Names of columns stay as they are.
 
     Raises
     ------
     MissingInputError, DataError, StorageError
         In one sentence.
     """
-    return _frame(path, *_opened(path), numbers)
-
-
-def _frame(
-    path: Path, content: bytes, header: list[str], numbers: Callable[[list[str]], list[str]]
-) -> pl.DataFrame:
-    if _is_parquet(content):
+    content = _content(path)
+    if content.startswith(b"PAR1"):
         return _parquet(path, content, numbers)
+    content = csv_text(path, content)
+    header = read_header(path, content)
+    _check_names(path, header)
     wanted = numbers(header)
-    types: dict[str, Any] = {name: pl.Float64 if name in wanted else pl.String for name in header}
-    try:
-        frame = _parsed(content, types)
-    except pl.exceptions.NoDataError as error:
-        raise DataError(f"{path}: there is a header but no row below it.") from error
-    except _POLARS:
-        frame = _patient(path, content, header, wanted)
-    if frame.height and frame.tail(1).select(pl.all_horizontal(pl.all().is_null())).item():
-        frame = frame.head(-1)  # an empty line at the end
+    frame = read_records(path, content, header, wanted)
     if not frame.height:
-        raise DataError(f"{path}: there is a header but no row below it.")
-    return frame
+        raise DataError(f"{path}: there is a header but no row below it. Write the rows, too.")
+    return _with_numbers(path, frame, wanted)
+
+
+read_table = read_frame
+"""The same, where no column is expected to hold numbers."""
 
 
 def check_text(path: Path, frame: pl.DataFrame, names: Iterable[str], kind: str = "text") -> None:
@@ -206,7 +167,7 @@ def _writing(path: Path) -> Iterator[None]:
     with storage_errors(path, "writing"):
         try:
             yield
-        except _POLARS as error:
+        except POLARS_ERRORS as error:
             raise StorageError(
                 f"{path}: writing failed: {_reason(error)}. Free some space or name another place."
             ) from error
@@ -227,18 +188,6 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _opened(path: Path) -> tuple[bytes, list[str]]:
-    content = _content(path)
-    if _is_parquet(content):
-        return content, _parquet_header(path, content)
-    for mark, kind in _MAGIC.items():
-        if content.startswith(mark):
-            raise DataError(f"{path}: this is {kind}, not CSV. Save it as UTF-8 CSV.")
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    _check_text(path, content)
-    return content, _header(path, content)
-
-
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Keep the panics that a damaged Parquet file causes off the terminal: Rust prints them itself."""
@@ -257,125 +206,59 @@ def _hushed() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _is_parquet(content: bytes) -> bool:
-    return content.startswith(b"PAR1")
-
-
-def _parquet_header(path: Path, content: bytes) -> list[str]:
-    try:
-        with _hushed():
-            return list(pl.read_parquet_schema(io.BytesIO(content)))
-    except _POLARS as error:
+def _check_names(path: Path, header: Sequence[str]) -> None:
+    nameless = [not name.strip() for name in header]
+    if nameless[0]:
         raise DataError(
-            f"{path}: not a readable Parquet file ({_reason(error)}). Write it anew."
-        ) from error
-
-
-def _check_text(path: Path, content: bytes) -> None:
-    if b"\0" in content:
-        line = content[: content.index(b"\0")].count(b"\n") + 1
-        raise DataError(f"{path}: line {line} holds a NUL byte. Save the file as UTF-8 CSV.")
-    if not content.isascii():
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            line = content[: error.start].count(b"\n") + 1
-            raise DataError(
-                f"{path}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}). "
-                "Save the file as UTF-8."
-            ) from error
-    if b"\n" not in content and b"\r" in content:
-        raise DataError(f"{path}: lines end in a bare carriage return. Save it with newlines.")
-
-
-def _header(path: Path, content: bytes) -> list[str]:
-    start = content[:_LONGEST_HEADER].decode(errors="ignore")
-    csv.field_size_limit(sys.maxsize)
-    try:
-        header = next(csv.reader(io.StringIO(start, newline="")))
-    except (csv.Error, StopIteration) as error:
-        raise DataError(f"{path}: the first line is no CSV header ({error}).") from error
-    if not header:
-        raise DataError(f"{path}: the first line is empty; a header is needed there.")
-    if sum(map(len, header)) > _LONGEST_HEADER // 2:
-        raise DataError(f"{path}: the header is longer than a megabyte. Check the first line.")
-    if any(not name.strip() for name in header):
-        place = [not name.strip() for name in header].index(True)
-        raise DataError(f"{path}: column {place + 1} of the header has no name. Name it.")
+            f"{path}: column 1 of the header has no name; pandas writes its index so. Name it if it holds "
+            f'the ids, else remove it (in pandas: df.to_csv("{path.as_posix()}", index=False)).'
+        )
+    if any(nameless):
+        raise DataError(
+            f"{path}: column {nameless.index(True) + 1} of the header has no name. Name it, or remove it "
+            "(a comma at the end of every line makes such a column)."
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(
             f"{path}: the header names {shown(twice[0])} more than once. Rename or remove one."
         )
-    return header
 
 
-def _parsed(content: bytes, types: dict[str, Any]) -> pl.DataFrame:
-    # the header is left out: polars would undo neither its quotes nor repeated names as csv does
-    start = csv.reader(io.StringIO(content[:_LONGEST_HEADER].decode(errors="ignore"), newline=""))
-    next(start)  # a quoted name may hold newlines
-    return pl.read_csv(
-        content,
-        has_header=False,
-        skip_lines=start.line_num,
-        schema=types,
-        empty_string_is_null=False,
-    )
-
-
-def _patient(path: Path, content: bytes, header: list[str], wanted: list[str]) -> pl.DataFrame:
-    """Read numbers as text first, to take those with spaces around, and to name the ones that aren't."""
-    try:
-        frame = _parsed(content, dict.fromkeys(header, pl.String))
-    except _POLARS as error:
-        _check_records(path, content, header)
-        raise DataError(
-            f"{path}: not a well-formed CSV ({_reason(error)}). "
-            'Quote fields that hold commas, quotes or newlines, and write " as "".'
-        ) from error
+def _with_numbers(path: Path, frame: pl.DataFrame, wanted: Sequence[str]) -> pl.DataFrame:
+    """Take numbers with spaces around, and name cells that are none."""
     for name in wanted:
         cells = frame[name]
+        if cells.dtype == pl.Float64:
+            continue
         values = cells.str.strip_chars().cast(pl.Float64, strict=False)
-        odd = values.is_null() & cells.is_not_null() & (cells != "")
+        odd = values.is_null() & (cells != "")
         if odd.any():
-            first = _first(odd)
+            first = cells[_first(odd)]
+            step = (
+                "Write decimals with a point."
+                if has_decimal_comma(first)
+                else "Mend them, or remove the column if it is no class."
+            )
             raise DataError(
                 f"{path}: {odd.sum()} cells of column {shown(name)} are no numbers (first: row "
-                f"{first + 1}, {shown(cells[first])}). Mend them, or remove the column if it is no class."
+                f"{_first(odd) + 1}, {shown(first)}). {step}"
             )
         frame = frame.with_columns(values.alias(name))
     return frame
-
-
-def _check_records(path: Path, content: bytes, header: list[str]) -> None:
-    """Refuse empty records and those with another number of fields than the header."""
-    row = 0
-    records = csv.reader(io.StringIO(content.decode(), newline=""))
-    next(records)
-    try:
-        for cells in records:
-            row += bool(cells)
-            if cells and len(cells) != len(header):
-                raise DataError(
-                    f"{path}: row {row} has {len(cells)} fields and the header {len(header)}. "
-                    "Quote fields that hold commas or newlines."
-                )
-            if len(cells) > 1 and not any(cells):
-                raise DataError(f"{path}: row {row} is empty. Remove it.")
-    except csv.Error as error:
-        raise DataError(f"{path}: row {row + 1} is not well-formed ({error}).") from error
 
 
 def _parquet(path: Path, content: bytes, numbers: Callable[[list[str]], list[str]]) -> pl.DataFrame:
     try:
         with _hushed():
             frame = pl.read_parquet(io.BytesIO(content))
-    except _POLARS as error:
+    except POLARS_ERRORS as error:
         raise DataError(
             f"{path}: not a readable Parquet file ({_reason(error)}). Write it anew."
         ) from error
     if not frame.height:
-        raise DataError(f"{path}: the table has no rows.")
+        raise DataError(f"{path}: the table has no rows. Write the rows, too.")
+    _check_names(path, frame.columns)
     wanted = numbers(frame.columns)
     try:
         return frame.select(
@@ -384,7 +267,7 @@ def _parquet(path: Path, content: bytes, numbers: Callable[[list[str]], list[str
             else pl.col(name).cast(pl.Float64 if name in wanted else pl.String)
             for name, kind in frame.schema.items()
         )
-    except _POLARS as error:
+    except POLARS_ERRORS as error:
         raise DataError(
             f"{path}: a column that should hold numbers or text does not ({_reason(error)})."
         ) from error
