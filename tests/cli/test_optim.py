@@ -253,7 +253,7 @@ BAD = {
     "column twice": ("id,group,a,a\n1,q,0.5,0.5\n", "more than once"),
     "nameless column": ("id,group,a,\n1,q,0.5,0.5\n", "no name"),
     "one class": ("id,group,a\n1,q,1\n", "two or more"),
-    "semicolons": ("id;a;b\n1;0.5;0.5\n", "Separate columns by commas"),
+    "semicolons": ("id;a;b\n1;0.5;0.5\n", 'columns are separated by ";"'),
     "too many fields": (HEADER + "1,q,0.5,0.5,0.5\n", "row 1 has 5 fields and the header 4"),
     "NUL": (HEADER + "1,q\0,0.5,0.5\n", "NUL"),
     "carriage returns": (HEADER.replace("\n", "\r") + "1,q,0.5,0.5\r", "carriage return"),

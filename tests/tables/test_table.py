@@ -125,8 +125,8 @@ def test_broken_quotas_and_empty_texts_are_counted(contest):
         (b"Question,Response,target\nq,a\xff,0\n", "line 2 is not UTF-8"),
         ("Question\n".encode("utf-16"), "this is UTF-16"),
         (b"Question,Response,target\nq,a\0,0\n", "line 2 holds a NUL"),
-        (b'Question,Response,target\nq,"a,0\n', "row 1 has 2 fields"),
-        (b"PK\x03\x04", "ZIP or Excel"),
+        (b'Question,Response,target\nq,"a,0\n', "a quote is opened and never closed, line 2"),
+        (b"PK\x03\x04", "a ZIP archive"),
     ],
 )
 def test_bad_files_get_a_sentence(contest, content, sentence):
