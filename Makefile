@@ -43,6 +43,7 @@ campaign: develop
 
 docs: develop
 	$(BIN)/python docs/make_commands.py
+	$(BIN)/python docs/make_settings.py
 
 clean:
 	rm -rf artifacts/demo artifacts/cache

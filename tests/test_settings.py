@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import importlib.util
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -344,6 +346,40 @@ def test_what_the_project_says_of_its_table(tmp_path, monkeypatch):
     assert given_data() == {}
     (tmp_path / "stackllm.toml").write_bytes(b"\xef\xbb\xbf[data]\ntest = 't.csv'\nid = 'key'\n")
     assert given_data() == {"test": "t.csv", "id": "key"}
+
+
+def reference():
+    script = Path(__file__).parents[1] / "docs" / "make_settings.py"
+    spec = importlib.util.spec_from_file_location("make_settings", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_says_what_the_classes_say():
+    made = reference()
+    assert made.TARGET.read_text() == made.page(), "run make docs"
+    for params in CLASSES.values():
+        names = [name for entry, _ in made.described(params) for name in entry]
+        assert sorted(names) == sorted(hints_of(params)), params.__name__
+
+
+def test_the_default_blocks_copied_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = reference()
+    (tmp_path / "stackllm.toml").write_text(made.defaults() + made.members())
+    copied, default = read_settings(None, {}), Settings()
+    assert copied == default
+    for entry in dataclasses.fields(Settings):
+        assert digest(getattr(copied, entry.name)) == digest(getattr(default, entry.name))
+    for kind in KINDS:
+        settings = read(tmp_path, made.every_setting_of(kind))
+        assert settings.members[0].params == KINDS[kind].params()
+
+
+def test_every_block_on_the_page_is_accepted(tmp_path):
+    for block in re.findall(r"```toml\n(.*?)```", reference().TARGET.read_text(), re.S):
+        assert isinstance(read(tmp_path, block), Settings)
 
 
 def test_optim_starts_without_the_reader_of_settings(tmp_path):

@@ -31,7 +31,8 @@ class TrainingParams:
         Rows a pass, and passes a step. Out of memory lowers the first and raises the second, so that
         a step is of as many rows as before.
     learning_rate, head_learning_rate
-        Of the adapters and of the head; both fall along a cosine after a warm-up.
+        Of the adapters and of the head; both fall along a cosine after a warm-up. The default is for
+        LLMs of billions of parameters; small ones want 5e-4 to 2e-3.
     warmup
         Share of the steps in which the rates rise.
     weight_decay, max_grad_norm
@@ -42,7 +43,8 @@ class TrainingParams:
         Stop after so many epochs without a lower loss on a fifth of the *training* groups, which are
         then not trained on, and go back to the best epoch. 0 trains on everything for all epochs.
     report_to
-        Trackers that transformers knows and that are installed, such as ``("tensorboard",)``.
+        Trackers that transformers knows and that are installed, such as ``tensorboard``, which
+        writes into ``artifacts/<run>/trackers/``.
     """
 
     epochs: Annotated[float, Gt(0), Le(10_000)] = 2.0

@@ -34,7 +34,7 @@ class LoraParams:
     dropout
         Share of the inputs that an adapter does not see in training.
     target_modules
-        Names of the linear layers that get one; ``("all-linear",)`` takes all but the head.
+        Names of the linear layers that get one; ``["all-linear"]`` takes all but the head.
     """
 
     r: Annotated[int, Ge(1), Le(10_000)] = 4

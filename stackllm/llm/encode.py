@@ -43,7 +43,7 @@ class EncoderParams:
     Parameters
     ----------
     backbone
-        ``"smollm2"`` (embedded), a folder, or a hub name.
+        ``"smollm2"`` (embedded), a folder, or a hub name. In a settings file ``"none"``: no encoder.
     dtype
         ``"auto"`` takes what the machine computes fastest in.
     depths
@@ -52,8 +52,11 @@ class EncoderParams:
         Longer texts are cut: questions in the middle, responses at the end.
     batch_tokens
         Response tokens of a batch. None takes 1,024 on a CPU and 16,384 on a GPU.
-    attention, devices
-        As for :func:`stackllm.llm.backbone.load_model`.
+    attention
+        How attention is computed; ``"auto"`` is as transformers chooses, and ``"flash_attention_2"``
+        is a package of its own.
+    devices
+        ``"one"``: a GPU for each process; ``"all"`` shares the layers of a large model out over all.
     """
 
     backbone: BackboneName = EMBEDDED

@@ -24,7 +24,7 @@ class BoostingParams:
     Parameters
     ----------
     n_trees
-        Boosting rounds; each grows one tree a class.
+        Boosting rounds; each grows one tree per class.
     learning_rate, n_leaves, min_leaf_rows, l2
         As LightGBM's ``learning_rate``, ``num_leaves``, ``min_data_in_leaf``, ``lambda_l2``.
     feature_share, row_share

@@ -81,8 +81,7 @@ class DecoderParams:
     warm_head
         Start from the head that suits the backbone as it is, instead of a random one.
     attention, devices
-        How attention is computed, and on which GPUs the model stands; see
-        :func:`stackllm.llm.backbone.load_model`.
+        How attention is computed, and on which GPUs the model stands; as for the encoder.
     prompt, lora, training
         What is read, what is adapted, how it is trained.
     """

@@ -33,7 +33,8 @@ class LexicalParams:
     Parameters
     ----------
     views
-        Views of the text, of :data:`~stackllm.members.inputs.VIEWS`, side by side.
+        Views of the text, side by side: ``words``, ``characters``, ``skeleton`` (function words,
+        punctuation and layout, with the subject masked), ``edges`` (how a response opens and closes).
     c
         Inverse strength of the L2 penalty.
     min_rows

@@ -40,7 +40,7 @@ class RaterParams:
     Parameters
     ----------
     ask
-        Asked recipes that are turned on. None by default: the embedded LLM is too small to judge,
+        Asked recipes that are turned on; none by default: the embedded LLM is too small to judge,
         and asking it costs about as long as the encoder.
     backbone
         The LLM on this machine: ``"smollm2"`` (embedded), a folder, or a hub name.
@@ -52,7 +52,8 @@ class RaterParams:
         Tokens of a batch. None takes 1,024 on a CPU and 32,768 on a GPU.
     url, model
         An OpenAI-compatible endpoint and the model to ask there, instead of the LLM on this
-        machine. The URL ends before ``/chat/completions``.
+        machine, such as ``"https://host/v1"``. The URL ends before ``/chat/completions``; a key
+        stands in the environment variable ``STACKLLM_API_KEY``.
     """
 
     ask: tuple[Name, ...] = ()

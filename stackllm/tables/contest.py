@@ -27,7 +27,7 @@ class TableParams:
     Parameters
     ----------
     train, test
-        CSV or Parquet files.
+        CSV (in UTF-8) or Parquet files.
     id
         Column of row ids. None takes ``id`` or ``row_id`` or one called nearly so, else the row's
         number from 0. A training table may lack it.
