@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from benchmarks.campaign import forked
-from benchmarks.campaign.contest import digests, environment, python
+from benchmarks.campaign import commands
+from benchmarks.campaign.contest import digests
 
 __all__ = ["digests", "stackllm"]
 
@@ -20,8 +20,5 @@ def stackllm(*arguments: object, cwd: Path, **variables: str) -> subprocess.Comp
     words = [str(word) for word in arguments]
     if not variables:
         few = {} if "--jobs" in words else {"LOKY_MAX_CPU_COUNT": "1"}  # two tests run side by side
-        return forked.forked(cwd, forked.stackllm, *words, **few)
-    return subprocess.run(
-        python("-m", "stackllm", *words), cwd=cwd, env=environment(**variables),
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        return commands.forked(cwd, commands.stackllm, *words, **few)
+    return commands.run(commands.python("-m", "stackllm", *words), cwd, **variables)

@@ -17,7 +17,7 @@ from unittest import mock
 
 import psutil
 
-from benchmarks.campaign.contest import environment
+from benchmarks.campaign.commands import environment
 
 _PATIENCE_SECONDS = 60
 _MARKS = {"dask": "spawn_main", "ray": "ray::run_task_in", "local": "popen_loky"}

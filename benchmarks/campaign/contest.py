@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.campaign.commands import forked, python, stackllm
+
 NOT_RESULTS = {"timings.jsonl", ".lock", ".lock.json"}
 SETTINGS = """
 [run]
@@ -92,24 +90,6 @@ def write_contest(folder: Path, n_groups: int = 12, seed: int = 0) -> Path:
     return folder
 
 
-def python(*arguments: str) -> list[str]:
-    """A command of this interpreter."""
-    return [sys.executable, *arguments]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """The environment of a child: this clone importable, nothing else changed."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
-
-
-def run(command: Sequence[str], cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=600
-    )
-
-
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every published file; times, locks and quarantine are not results."""
     return {
@@ -174,8 +154,17 @@ class Stage:
 
     @property
     def command(self) -> list[str]:
-        """The whole command."""
+        """The whole command, as it is started."""
         return python("-m", "stackllm", *self.arguments)
+
+    @property
+    def alone(self) -> list[str]:
+        """Its arguments with one worker, so that every write is the same one at each run."""
+        return _alone(self.arguments)
+
+    def finish(self, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Run it in ``folder`` to its end, with one worker."""
+        return forked(folder, stackllm, *self.alone)
 
     @cached_property
     def start(self) -> Path:
@@ -187,7 +176,7 @@ class Stage:
             settings = folder / "stackllm.toml"
             settings.write_text(settings.read_text().replace('"none"', '"./tiny"'))
         if self.before:
-            done = run(python("-m", "stackllm", *self.before), folder)
+            done = forked(folder, stackllm, *_alone(self.before))
             assert done.returncode == 0, done.stderr
         return folder
 
@@ -195,7 +184,7 @@ class Stage:
     def undisturbed(self) -> Path:
         """Folder in which nobody has disturbed the command; not to be changed."""
         folder = self.copy("undisturbed")
-        done = run(self.command, folder)
+        done = self.finish(folder)
         assert done.returncode == 0, done.stderr
         return folder
 
@@ -212,6 +201,10 @@ class Stage:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(self.start, target)
         return target
+
+
+def _alone(arguments: tuple[str, ...]) -> list[str]:
+    return ["1" if word == "2" else word for word in arguments]
 
 
 def stages(home: Path) -> dict[str, Stage]:

@@ -11,9 +11,8 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.campaign import inside
-from benchmarks.campaign.contest import Stage, digests, run, stages
+from benchmarks.campaign.contest import Stage, digests, stages
 from benchmarks.campaign.figures import Case, difference, play
-from benchmarks.campaign.forked import forked, stackllm
 
 
 def figures(home: Path, draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -45,7 +44,7 @@ def damaged_units(stage: Stage, how: str, draw: random.Random, struck: Counter[s
             victim = min(files, key=lambda path: (struck[files[path]], draw.random()))
             damage(victim, how, draw)
             struck[files[victim]] += 1
-        done = forked(folder, stackllm, *stage.arguments, "--jobs", "1")
+        done = stage.finish(folder)
         if done.returncode:
             return f"exit {done.returncode}: {done.stderr[-300:]}"
         lost = [
@@ -82,8 +81,8 @@ def mutated_models(stage: Stage, count: int, draw: random.Random) -> Iterator[tu
     """``predict`` on a run one of whose models is not as it was written."""
     import lightgbm
 
-    folder = stage.copy("models")
-    assert run(stage.command, folder).returncode == 0
+    folder = stage.home / f"{stage.name}-models"
+    shutil.copytree(stage.undisturbed, folder, dirs_exist_ok=True)
     assert inside.stackllm(folder, "predict", "test.csv", "--quiet", "--jobs", "1").status == 0
     models = sorted((folder / "artifacts" / "run").rglob("model_0.txt"))
     for i in range(count):

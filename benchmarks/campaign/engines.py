@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 
 from benchmarks.campaign.clusters import CLUSTERS, Cluster, workers_below
-from benchmarks.campaign.contest import Stage, digests, environment, run, stages, started_units
+from benchmarks.campaign.commands import environment, run
+from benchmarks.campaign.contest import Stage, digests, stages, started_units
 from benchmarks.campaign.figures import Case, MissedError, difference, play
 from benchmarks.campaign.poison import die, write
 from benchmarks.campaign.writes import sentence

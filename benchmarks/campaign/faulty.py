@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign.forked import stackllm
+from benchmarks.campaign.commands import stackllm
 
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
 _REMOVALS = {"os.remove", "os.rmdir"}
@@ -99,4 +100,10 @@ def strike(kind: str, at: int, *arguments: str) -> None:
     for name in ("write_parquet", "write_csv"):
         setattr(pl.DataFrame, name, fault.around(name, getattr(pl.DataFrame, name)))
     sys.addaudithook(fault.audit)
+    stackllm(*arguments)
+
+
+def limited(n_bytes: int, *arguments: str) -> None:
+    """Run a command under a system that lets no file grow past ``n_bytes``."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
     stackllm(*arguments)

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.campaign.commands import environment
 from benchmarks.campaign.contest import (
     Stage,
     digests,
-    environment,
     finished_units,
     ran,
-    run,
     stages,
     started_units,
 )
@@ -63,7 +62,7 @@ def struck(stage: Stage, number: signal.Signals, draw: random.Random, times: int
             if said is not None:
                 return said
         had, begun, before = finished_units(folder), started_units(folder), len(ran(folder))
-        done = run(stage.command, folder)
+        done = stage.finish(folder)
         if done.returncode:
             return f"the same command ended with {done.returncode}: {done.stderr[-300:]}"
         now = finished_units(folder)  # the model of the stage before is made anew, of another key

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign.contest import Stage, digests, environment, python, run, stages
+from benchmarks.campaign.commands import environment, python, run
+from benchmarks.campaign.contest import Stage, digests, stages
 from benchmarks.campaign.figures import Case, MissedError, difference, play
 
 HASH_SEEDS = ("0", "1", "2", "12345", "random")
@@ -63,7 +64,7 @@ def race(stage: Stage, count: int) -> Case:
         folder = stage.copy("raced")
         racers = [
             subprocess.Popen(
-                stage.command, cwd=folder, env=environment(), text=True,
+                python("-m", "stackllm", *stage.alone), cwd=folder, env=environment(), text=True,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )
             for _ in range(count)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-import resource
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign.contest import Stage, digests, environment, python, stages
-from benchmarks.campaign.faulty import strike
+from benchmarks.campaign.commands import forked
+from benchmarks.campaign.contest import Stage, digests, stages
+from benchmarks.campaign.faulty import limited, strike
 from benchmarks.campaign.figures import Case, difference, play
-from benchmarks.campaign.forked import forked, stackllm
 
 ERRORS = ("ENOSPC", "EACCES", "EIO", "EMFILE")
 NEVER = 2**31
@@ -46,13 +45,8 @@ def _drawn(every: range, draws: int, draw: random.Random) -> Sequence[int]:
     return sorted(draw.sample(every, min(draws, len(every))))
 
 
-def _arguments(stage: Stage) -> list[str]:
-    """One process, so that every write is the same one at each run."""
-    return ["1" if word == "2" else word for word in stage.arguments]
-
-
 def _faulty(stage: Stage, kind: str, at: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    return forked(folder, strike, kind, at, *_arguments(stage))
+    return forked(folder, strike, kind, at, *stage.alone)
 
 
 def count_writes(stage: Stage, kind: str) -> int:
@@ -98,22 +92,16 @@ def sentence(done: subprocess.CompletedProcess[str], status: int) -> str | None:
 
 
 def _goes_on(stage: Stage, folder: Path) -> str | None:
-    again = forked(folder, stackllm, *_arguments(stage))
+    again = stage.finish(folder)
     if again.returncode:
         return f"the same command ended with {again.returncode}: {again.stderr[-300:]}"
     return difference(digests(folder), stage.expected)
 
 
 def too_large(stage: Stage, n_bytes: int) -> Case:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
-
     def case() -> str | None:
         folder = stage.copy("limited")
-        done = subprocess.run(
-            python("-m", "stackllm", *_arguments(stage)), cwd=folder, env=environment(),
-            capture_output=True, text=True, preexec_fn=limit, timeout=600,
-        )  # fmt: skip
+        done = forked(folder, limited, n_bytes, *stage.alone)
         if done.returncode:
             said = sentence(done, 74)
             if said:

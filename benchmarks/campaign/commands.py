@@ -1,4 +1,4 @@
-"""Commands in processes forked off one that has imported everything: as real as started ones, and faster.
+"""Commands, started as a user does, or forked off a process that has imported everything: as real, and faster.
 
 A command of a small contest works for a third of a second and imports for two, or for ten with a
 decoder. The processes come from a server that only imports, so nothing of one command is left for the
@@ -15,14 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.campaign.contest import environment
-
+ROOT = Path(__file__).parents[2]
 _PRELOADED = (
     "stackllm.members.build",
     "stackllm.members.decoder",
@@ -35,8 +34,28 @@ _PRELOADED = (
     "benchmarks.campaign.faulty",
 )
 _SECONDS = 300.0
+
+
+def python(*arguments: str) -> list[str]:
+    """A command of this interpreter."""
+    return [sys.executable, *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a child: this clone importable, nothing else changed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
 _VARIABLES = environment()
 """Of the server, whenever it is started."""
+
+
+def run(command: Sequence[str], cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Start a command and wait for its end."""
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=_SECONDS
+    )
 
 
 def forked(
