@@ -98,19 +98,54 @@ def test_same_seed_same_bytes_with_one_worker_or_two(played, tmp_path):
     assert digests(folder / "artifacts" / "run") == digests(other / "artifacts" / "run")
 
 
+N_SEEDS, N_ERRORS = 12, 4
+"""Tables of noise, and standard errors by which the mean over them may be off. Student's distribution of
+11 degrees of freedom lies outside with 0.2 %: all bounds of the test together raise a false alarm in at
+most 4 % of the changes that draw anew."""
+
+NOISE = """
+[run]
+folds = 3
+[encoder]
+backbone = "none"
+[stack]
+n_trees = 20
+n_seeds = 1
+[pseudo]
+rounds = 1
+[[member]]
+kind = "lexical"
+[[member]]
+kind = "features"
+n_trees = 20
+"""
+
+
 def test_labels_shuffled_within_groups_score_chance(tmp_path):
-    """In one draw. Over many draws the stack is a little above chance: docs/LOG.md, the open leak."""
-    folder = write_table(tmp_path, 60, 24, signal=False, seed=3)
-    done = stackllm("run", *PLAIN, "--json", "--truth", "solution.csv", cwd=folder)
-    board = pl.DataFrame(json.loads(done.stdout)["leaderboard"])
-    chance = np.log(3)
-    accuracy_error = np.sqrt(1 / 3 * 2 / 3 / 180)
-    for row in board.iter_rows(named=True):
-        where = f"{row['model']} of round {row['round']}"
-        assert abs(row["posterior"] - chance) < 2 * row["posterior_se"], where
-        assert abs(row["raw"] - chance) < 2 * row["raw_se"], where
-        assert abs(row["accuracy"] - 1 / 3) < 2 * accuracy_error, where
-        assert row["test_posterior"] > chance - 2 * row["test_se"], where
+    boards = []
+    for seed in range(N_SEEDS):
+        folder = write_table(tmp_path / str(seed), 24, 10, signal=False, seed=100 * seed)
+        (folder / "stackllm.toml").write_text(NOISE)
+        done = stackllm("run", "--quiet", "--json", "--truth", "solution.csv", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        boards += json.loads(done.stdout)["leaderboard"]
+    for (model, number), drawn in pl.DataFrame(boards).group_by("model", "round"):
+        assert drawn.height == N_SEEDS
+
+        def off(column, chance, drawn=drawn):
+            """How far the mean is above chance, in standard errors."""
+            return (drawn[column].mean() - chance) / (drawn[column].std() / np.sqrt(N_SEEDS))
+
+        where = f"{model} of round {number}"
+        # who learns from noise loses by it, so that losses are bounded from below only
+        assert off("test_raw", np.log(3)) > -N_ERRORS, where
+        assert off("test_posterior", np.log(3)) > -N_ERRORS, where
+        if model in ("stack", "blend"):  # out of fold a little above chance: README, what leaks
+            continue
+        assert off("raw", np.log(3)) > -N_ERRORS, where
+        assert off("posterior", np.log(3)) > -N_ERRORS, where
+        assert abs(off("auc", 1 / 2)) < N_ERRORS, where
+        assert abs(off("accuracy", 1 / 3)) < N_ERRORS, where
 
 
 def test_zero_rounds_is_the_plain_stack(played, tmp_path):
