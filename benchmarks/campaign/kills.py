@@ -111,7 +111,7 @@ def _strike(stage: Stage, folder: Path, number: signal.Signals, delay: float) ->
     time.sleep(delay)
     while stage.name != "optim" and not started_units(folder) and process.poll() is None:
         time.sleep(0.002)
-    time.sleep(delay % 0.1)  # not always at the very beginning of a unit
+    time.sleep(delay % 0.02)  # not always at the very beginning of a unit
     if process.poll() is not None:
         raise MissedError
     inside = stage.name == "optim" or started_units(folder) > 0

@@ -93,7 +93,8 @@ def test_damage_is_found_and_mended_to_the_same_bytes(played):
 def test_same_seed_same_bytes_with_one_worker_or_two(played, tmp_path):
     folder, _ = played
     other = write_table(tmp_path, 40, 12)
-    done = stackllm("run", *PLAIN, "--jobs", "2", cwd=other, PYTHONHASHSEED="7")
+    others = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}
+    done = stackllm("run", *PLAIN, "--jobs", "2", cwd=other, **others)
     assert done.returncode == 0, done.stderr
     assert digests(folder / "artifacts" / "run") == digests(other / "artifacts" / "run")
 
