@@ -77,7 +77,7 @@ class Code:
                     yield place, [name.strip() for line in named for name in line.split(",")]
 
     def errors(self, start: Place) -> set[str]:
-        """Names of the errors that a function, or whatever it mentions, raises or makes, and of their bases."""
+        """Names of the errors that a function, or whatever it mentions, mentions, and of their bases."""
         seen, waiting, names = {start}, [start], set()
         while waiting:
             place = waiting.pop()
@@ -127,19 +127,19 @@ class Code:
 
 
 def _parts(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below one that are run, which annotations are not."""
+    """All nodes below one but annotations, and what is caught."""
     yield node
     for field, value in ast.iter_fields(node):
-        if field not in {"annotation", "returns"}:
+        caught = isinstance(node, ast.ExceptHandler) and field == "type"
+        if field not in {"annotation", "returns"} and not caught:
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, ast.AST):
                     yield from _parts(part)
 
 
 def _raised(node: ast.AST) -> Iterator[str]:
+    """Errors that are mentioned: raised, made to be raised elsewhere, or chosen among."""
     for part in _parts(node):
-        if isinstance(part, ast.Raise) and part.exc is not None:
-            error = part.exc.func if isinstance(part.exc, ast.Call) else part.exc
-            yield ast.unparse(error).rpartition(".")[2]
-        elif isinstance(part, ast.Call) and ast.unparse(part.func).endswith("Error"):
-            yield ast.unparse(part.func).rpartition(".")[2]
+        name = getattr(part, "id", getattr(part, "attr", ""))
+        if name.endswith(("Error", "Expired")):
+            yield name

@@ -44,8 +44,6 @@ def test_examples_in_docstrings(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("place", "named"), list(CODE.documented()), ids=".".join)
 def test_errors_that_are_promised_can_come(place, named):
-    if "joining" in place[0]:
-        pytest.skip("is being replaced")
     possible = CODE.errors(place)
     for name in named:
         assert hasattr(errors, name) or hasattr(builtins, name) or name in possible, name
