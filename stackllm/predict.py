@@ -30,7 +30,7 @@ from stackllm.members.stage import full_places, places_of
 from stackllm.metrics import accuracy, bootstrap_error, row_losses
 from stackllm.rating.local import RaterParams
 from stackllm.rating.transport import ServerParams
-from stackllm.recipes.loader import Recipe
+from stackllm.recipes.loader import Recipe, recipes_digest
 from stackllm.settings import build
 from stackllm.stack.features import stack_features
 from stackllm.stack.posteriors import fold_posteriors
@@ -104,7 +104,8 @@ def store_model(study: Study, played: Round, full: Sequence[str]) -> None:
         for recipe in study.recipes:
             shutil.copyfile(recipe.path, folder / recipe.path.name)
 
-    engine.ensure("model", [Task(make_unit(_UNIT, VERSION, content), fill, here=True)])
+    unit = make_unit(_UNIT, VERSION, content, recipes_digest(study.recipes))
+    engine.ensure("model", [Task(unit, fill, here=True)])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from stackllm.engine.progress import Reporter
 from stackllm.errors import UsageError
 from stackllm.store.folder import open_folder
 from stackllm.store.lock import locked
+from stackllm.store.runs import Runs
 
 SHARED = "cache"
 """Name of the folder, beside the runs, of what runs share."""
@@ -113,6 +114,6 @@ def open_workspace(
             stack.callback(pool.close)
             slots = slots if engine == "local" else n_jobs or pool.slots
         yield Workspace(
-            Engine(root, slots, reporter, dry_run, pool),
+            Engine(root, slots, reporter, dry_run, pool, Runs(artifacts)),
             Engine(shared, slots, reporter, dry_run, pool),
         )

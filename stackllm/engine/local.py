@@ -6,6 +6,7 @@ does not depend on how many cores there are, nor on whose they are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -20,7 +21,8 @@ from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
 from stackllm.store.atomic import remove_abandoned, storage_errors
 from stackllm.store.checkpoints import checkpoints_of, discard
-from stackllm.store.units import REUSED, Unit, publish, quarantine, state
+from stackllm.store.runs import Runs, Stored
+from stackllm.store.units import REUSED, Unit, adopt, publish, quarantine, state
 
 ATTEMPTS = 3
 """How often a unit whose worker died is tried before it is given up."""
@@ -125,6 +127,9 @@ class Engine:
         List units and the reason each would run or be re-used, and run none.
     pool
         Whose workers run units. None runs all of them in this process.
+    runs
+        Where the same work may stand already, in other runs or under other names. None looks at
+        the unit's own place only.
     met
         How many units each stage of a dry run has, and how many of them would run.
     """
@@ -134,6 +139,7 @@ class Engine:
     reporter: Reporter = field(default_factory=Reporter)
     dry_run: bool = False
     pool: Pool | None = None
+    runs: Runs | None = None
     met: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def ensure(self, label: str, tasks: Sequence[Task], n_jobs: int | None = None) -> list[Path]:
@@ -160,32 +166,68 @@ class Engine:
         StorageError
             If a unit's worker died again and again; all other units have run then.
         """
-        found = [(task, state(self.root, task.unit)) for task in tasks]
-        missing = [task for task, condition in found if condition != REUSED]
-        for task, condition in found:
-            if self.dry_run:
-                self.reporter.say(f"{task.unit.path}: {condition}")
-            elif condition == "corrupt":
-                moved = quarantine(self.root, task.unit)
-                self.reporter.warn(
-                    f"{task.unit.path} was damaged; moved to {moved} and made again."
-                )
+        conditions = {task.unit: state(self.root, task.unit) for task in tasks}
+        absent = [unit for unit, condition in conditions.items() if condition != REUSED]
+        elsewhere = {unit: stored for unit in absent if (stored := self._elsewhere(unit))}
         if self.dry_run:
-            self.met[label] = (len(tasks), len(missing))
-        if missing and self.dry_run:
-            raise PendingError(
-                f"{len(missing)} of {len(tasks)} units of {label} would run; what follows depends on them.",
-                {task.unit.path: condition for task, condition in found},
-            )
+            self.met[label] = (len(tasks), len(absent) - len(elsewhere))
+        if self.dry_run and absent:
+            raise self._pending(label, conditions, elsewhere)
+        for unit, condition in conditions.items():
+            if self.dry_run:
+                self.reporter.say(f"{unit.path}: {condition}")
+            elif condition == "corrupt":
+                moved = quarantine(self.root, unit)
+                self.reporter.warn(f"{unit.path} was damaged; moved to {moved} and made again.")
+        taken = self._take_over(label, len(tasks), elsewhere)
+        missing = [task for task in tasks if task.unit in set(absent) - taken]
         if missing:
             known = read_timings(self.root)  # the slowest first, as far as that is known
             missing.sort(key=lambda task: -known.get(task.unit.path, 0.0))
             notes = [notes_path(self.root, task.unit.path) for task in missing]
             with self.reporter.bar(label, len(missing), notes) as advance:
                 for task, seconds in self._results(label, missing, n_jobs or self.n_jobs):
-                    self._log_time(task, seconds)
+                    self._log_time(task.unit, seconds)
                     advance()
         return [task.unit.inside(self.root) for task in tasks]
+
+    def lacks(self, tasks: Sequence[Task]) -> bool:
+        """Would any of these tasks have to be run?"""
+        units = [task.unit for task in tasks]
+        return any(state(self.root, unit) != REUSED and not self._elsewhere(unit) for unit in units)
+
+    def _elsewhere(self, unit: Unit) -> Stored | None:
+        return self.runs.find(unit) if self.runs else None
+
+    def _pending(
+        self, label: str, conditions: dict[Unit, str], elsewhere: dict[Unit, Stored]
+    ) -> PendingError:
+        """List the units of a stage of a dry run: those that stand elsewhere count as done."""
+        told = {unit.path: condition for unit, condition in conditions.items()}
+        for unit, stored in elsewhere.items():
+            told[unit.path] = f"{REUSED}, in {stored.folder}"
+        for path, condition in told.items():
+            self.reporter.say(f"{path}: {condition}")
+        n_missing = sum(not condition.startswith(REUSED) for condition in told.values())
+        return PendingError(
+            f"{n_missing} of {len(told)} units of {label} would run; what follows depends on them.",
+            told,
+        )
+
+    def _take_over(self, label: str, n_tasks: int, elsewhere: dict[Unit, Stored]) -> set[Unit]:
+        """Publish what stands in other places at its own, say where it came from, and give which."""
+        taken, names = set(), set()
+        for unit, stored in elsewhere.items():
+            with contextlib.suppress(StorageError):  # gone meanwhile: then it is run
+                adopt(self.root, unit, stored.folder)
+                self._log_time(unit, read_timings(stored.run).get(stored.path, 0.0))
+                taken.add(unit)
+                names.add(stored.run.name)
+        if taken:
+            self.reporter.say(
+                f"{len(taken)} of {n_tasks} units of {label} taken over from run {', '.join(sorted(names))}"
+            )
+        return taken
 
     def _results(self, label: str, tasks: list[Task], n_jobs: int) -> Iterator[tuple[Task, float]]:
         for task in tasks:
@@ -230,11 +272,9 @@ class Engine:
                 f"the other units of {label} are kept. Run the same command with --jobs 1."
             )
 
-    def _log_time(self, task: Task, seconds: float) -> None:
+    def _log_time(self, unit: Unit, seconds: float) -> None:
         """Times stand beside the units, never inside: the same work must give the same bytes."""
-        line = json.dumps(
-            {"unit": task.unit.path, "key": task.unit.key, "seconds": round(seconds, 3)}
-        )
+        line = json.dumps({"unit": unit.path, "key": unit.key, "seconds": round(seconds, 3)})
         path = self.root / "timings.jsonl"
         with (
             storage_errors(path, "writing"),

@@ -122,7 +122,7 @@ def encode(
             prepare(params.backbone, engine.reporter.say)
     tasks = [
         Task(
-            make_unit(f"{folder}/{digest([key for *_, key in shard])[:24]}", VERSION, identity),
+            shard_unit(folder, VERSION, identity, [key for *_, key in shard]),
             encode_shard,
             (shard, params, dtype),
         )
@@ -185,6 +185,12 @@ def plan_shards(rows: pl.DataFrame) -> list[list[tuple[str, str, str]]]:
             shards.append([])
         shards[-1] += [(question, *pair) for pair in zip(responses, keys, strict=True)]
     return [shard for shard in shards if shard]
+
+
+def shard_unit(folder: str, version: int, identity: str, keys: list[str]) -> Unit:
+    """The unit of a shard: what decides its numbers, and the keys of the rows that it holds."""
+    rows = digest(keys)
+    return make_unit(f"{folder}/{rows[:24]}", version, identity, rows)
 
 
 def known_rows(root: Path, folder: str) -> dict[str, tuple[Path, int]]:

@@ -27,7 +27,7 @@ from stackllm.llm.backbone import (
     load_config,
     use_one_thread,
 )
-from stackllm.llm.encode import known_rows, plan_shards, workers
+from stackllm.llm.encode import known_rows, plan_shards, shard_unit, workers
 from stackllm.llm.layers import check_layers, count_layers, lower_layers
 from stackllm.llm.locate import revision_of
 from stackllm.llm.memory import within_memory
@@ -35,7 +35,6 @@ from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
 from stackllm.llm.reading import opened, read_ends
 from stackllm.store.atomic import make_folder
 from stackllm.store.digest import digest
-from stackllm.store.units import make_unit
 
 VERSION = 2
 
@@ -149,9 +148,7 @@ def cache_trunk(rows: pl.DataFrame, params: TrunkParams, engine: Engine) -> pl.D
             _check_disk(engine.root, plans, params, config.hidden_size)
     tasks = [
         Task(
-            make_unit(
-                f"{folder}/{digest([key for *_, key in shard])[:24]}", VERSION, params.identity
-            ),
+            shard_unit(folder, VERSION, params.identity, [key for *_, key in shard]),
             read_shard,
             (shard, params),
         )

@@ -19,7 +19,7 @@ from stackllm.members.inputs import load_inputs
 from stackllm.members.own import is_own
 from stackllm.members.registry import Member, kind_of
 from stackllm.store.digest import digest
-from stackllm.store.units import REUSED, make_unit, state
+from stackllm.store.units import make_unit
 
 
 def cross_fit_members(
@@ -61,7 +61,7 @@ def cross_fit_members(
             if kind_of(member.kind).of_gpu == of_gpu:
                 models = _tasks(member, fits, design, inputs, seed)
                 trunk = member.traits.trunk
-                if trunk and any(state(engine.root, it.unit) != REUSED for it in models):
+                if trunk and engine.lacks(models):
                     cache_trunk(trunk)
                 tasks += models
         engine.ensure(

@@ -18,7 +18,7 @@ from annotated_types import Len
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import Dtype, choose_dtype, frozen_model, use_one_thread
-from stackllm.llm.encode import known_rows, workers
+from stackllm.llm.encode import known_rows, shard_unit, workers
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt
@@ -28,7 +28,6 @@ from stackllm.rating import prompt as asking
 from stackllm.rating.prompt import CUT, Piece, compose, compose_text
 from stackllm.rating.question import Asked, Case
 from stackllm.store.digest import digest
-from stackllm.store.units import make_unit
 
 VERSION = 3
 
@@ -119,7 +118,7 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
             prepare(params.backbone, engine.reporter.say)
     tasks = [
         Task(
-            make_unit(f"{folder}/{digest([key for _, key in shard])[:24]}", VERSION, identity),
+            shard_unit(folder, VERSION, identity, [key for _, key in shard]),
             rate_shard,
             (asked, shard, params, dtype),
         )

@@ -82,7 +82,7 @@ def discard(root: Path, unit: Unit) -> None:
 
 
 def _of(kind: str, unit: Unit, name: str) -> Unit:
-    return make_unit(f"{kind}/{unit.path}/{name}", 1, unit.key)
+    return make_unit(f"{kind}/{unit.path}/{name}", 1, unit.key, name)
 
 
 def _stored(root: Path, kind: str, unit: Unit) -> list[Path]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +43,7 @@ class Unit:
     path
         Folder below the root, ``stage/name``: letters, digits, ``.``, ``_``, ``-`` and ``/``.
     key
-        Digest of the stage, its code version, its parameters and its inputs.
+        Digest of the stage, its code version, its parameters and its inputs; not of the name.
     parts
         Digest of each of those by name, so that a reader can tell which has changed.
     """
@@ -55,27 +57,44 @@ class Unit:
         if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", part) for part in parts):
             raise ValueError(f"unit path {self.path!r} is not made of plain names")
 
+    @property
+    def stage(self) -> str:
+        """First part of the path."""
+        return self.path.split("/")[0]
+
     def inside(self, root: Path) -> Path:
         """The unit's folder below ``root``."""
         return root.joinpath(*self.path.split("/"))
 
 
 def make_unit(path: str, version: int, *inputs: Any, params: Any = None) -> Unit:
-    """A unit whose key covers its path and everything that decides its bytes.
+    """A unit whose key covers its stage and everything that decides its bytes, but not its name.
+
+    So what is the same work is found again under another name and in another run; and two units of
+    a stage that hold different things must differ in ``version``, ``params`` or ``inputs``.
 
     Parameters
     ----------
     path
-        Folder below the root.
+        Folder below the root; its first part is the stage.
     version
         Version of the stage's code.
     *inputs
         What it reads, or digests of that.
     params
         What the user can set about it.
+
+    Examples
+    --------
+    >>> make_unit("members/one", 1, "text").key == make_unit("members/two", 1, "text").key
+    True
     """
     parts = {"code": digest(version), "params": digest(params), "inputs": digest(*inputs)}
-    return Unit(path, digest(path, parts), parts)
+    return Unit(path, _key(path, parts), parts)
+
+
+def _key(path: str, parts: dict[str, str]) -> str:
+    return digest(path.split("/")[0], parts)
 
 
 def state(root: Path, unit: Unit) -> str:
@@ -97,7 +116,7 @@ def state(root: Path, unit: Unit) -> str:
         return "new"
     try:
         manifest = _read_manifest(folder)
-        if manifest["key"] == unit.key:
+        if unit.key in _keys(manifest):
             return REUSED if _files_match(folder, manifest["files"]) else "corrupt"
         stored = manifest["parts"]
     except OSError as error:
@@ -136,11 +155,64 @@ def publish(root: Path, unit: Unit, fill: Callable[[Path], None]) -> Path:
             path.name: {"size": path.stat().st_size, "sha256": file_digest(path)}
             for path in sorted(temporary.iterdir())
         }
-        content = {"unit": unit.path, "key": unit.key, "parts": unit.parts, "files": files}
-        (temporary / MANIFEST).write_text(_signed(content), encoding="utf-8", newline="\n")
+        _sign(temporary, unit, files)
 
     replace_folder(folder, fill_and_sign, lambda: state(root, unit) == REUSED)
     return folder
+
+
+def adopt(root: Path, unit: Unit, source: Path) -> Path:
+    """Publish a unit that stands whole in another place, with the same bytes as if it had been run.
+
+    Its files are hard links where the disk knows them: nobody ever writes into a published file.
+
+    Parameters
+    ----------
+    root, unit
+        As for :func:`publish`.
+    source
+        Folder of a unit of the same key that was just verified (:func:`is_whole`).
+
+    Returns
+    -------
+    Path
+        The published folder.
+
+    Raises
+    ------
+    StorageError
+        If the source has gone meanwhile, or anything on the way fails.
+    """
+    folder = unit.inside(root)
+
+    def fill_and_sign(temporary: Path) -> None:
+        files = _read_manifest(source)["files"]
+        for name in files:
+            try:
+                os.link(source / name, temporary / name, follow_symlinks=False)
+            except (OSError, NotImplementedError):  # another disk, or one without links
+                shutil.copyfile(source / name, temporary / name, follow_symlinks=False)
+        _sign(temporary, unit, files)
+
+    replace_folder(folder, fill_and_sign, lambda: state(root, unit) == REUSED)
+    return folder
+
+
+def is_whole(folder: Path, key: str) -> bool:
+    """Does a unit of this key stand in a folder as it was written, wherever that is?"""
+    try:
+        manifest = _read_manifest(folder)
+        return key in _keys(manifest) and _files_match(folder, manifest["files"])
+    except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def keys_in(folder: Path) -> set[str]:
+    """Keys that a unit's folder says it answers to, not verified; none if it can't be read."""
+    try:
+        return _keys(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def quarantine(root: Path, unit: Unit) -> Path:
@@ -184,6 +256,19 @@ def stored_key(folder: Path) -> str:
         raise StorageError(
             f"{folder / MANIFEST} cannot be read. Run the same command again to make it anew."
         ) from error
+
+
+def _keys(manifest: dict[str, Any]) -> set[str]:
+    """The key that a unit was stored under, and the one that it would have today.
+
+    They differ where it was stored when a key covered the whole path: same work all the same.
+    """
+    return {manifest["key"], _key(manifest["unit"], manifest["parts"])}
+
+
+def _sign(folder: Path, unit: Unit, files: dict[str, dict[str, Any]]) -> None:
+    content = {"unit": unit.path, "key": unit.key, "parts": unit.parts, "files": files}
+    (folder / MANIFEST).write_text(_signed(content), encoding="utf-8", newline="\n")
 
 
 def _signed(content: dict[str, Any]) -> str:
