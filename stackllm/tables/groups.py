@@ -279,20 +279,20 @@ def _groups(column: pl.Series, source: str, same: SameQuestion) -> Groups:
     firsts = pl.DataFrame({"name": column.filter(runs.diff().fill_null(1) != 0)})
     names = firsts["name"].unique(maintain_order=True)
     exact = same == "exact" or not names.str.contains(r"\s").any()  # ids: see reading
-    keys = names if exact else question_keys(names, exact)
-    table = pl.DataFrame({"name": names, "key": keys})
-    groups = table.unique("key", maintain_order=True)
-    coded = table.join(
-        groups.select("key", code=pl.int_range(pl.len())), on="key", maintain_order="left"
-    )
-    codes = firsts.join(coded, on="name", how="left", maintain_order="left")["code"].to_numpy()
-    return Groups(
-        codes[runs.to_numpy()].astype(np.intp, copy=False),
-        tuple(groups["name"].to_list()),
-        source,
-        exact,
-        None if len(groups) == len(names) else said_of_merged(source, names, keys),
-    )
+    table = pl.DataFrame({"name": names, "code": np.arange(len(names))})
+    merged = None
+    if not exact:
+        keys = question_keys(names, exact)
+        merged = said_of_merged(source, names, keys)
+    if merged:
+        first = keys.is_first_distinct()
+        names = names.filter(first)
+        table = table.with_columns(
+            code=keys.replace_strict(keys.filter(first), np.arange(len(names)))
+        )
+    codes = firsts.join(table, on="name", how="left", maintain_order="left")["code"].to_numpy()
+    codes = codes[runs.to_numpy()].astype(np.intp, copy=False)
+    return Groups(codes, tuple(names.to_list()), source, exact, merged)
 
 
 def _normalised(texts: pl.Series) -> pl.Series:
