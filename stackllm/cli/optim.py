@@ -75,9 +75,8 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--quota",
-    default="1",
     metavar="N|N,N,…|FILE",
-    help="Places of each class in a group. [default: 1]",
+    help="Places of each class in a group. [default: stackllm.toml's, or 1]",
 )
 @click.option(
     "--exactly", is_flag=True, help="Every place is filled; else a class has at most its quota."
@@ -121,11 +120,13 @@ def optim(
     names = ("id", "group", "target", "labels", "same_question")
     columns = Columns(**{name: options.pop(name) for name in names})
     target = _target(submission, output)
-    outcome = improve(Request(submission, **options), columns, _project())
+    project = _project()
+    outcome = improve(Request(submission, **options), columns, project)
     account = {**outcome.account, "output": output if target is None else str(target)}
     lines = [*describe(account), *([f"wrote {target}"] if target else [])]
     # everything that could still fail comes before the output is there
     told = _as_json(account) if as_json else "\n".join(lines)
+    csv_safe = csv_safe or project.get("csv_safe", False)
     write_frame(spreadsheet_safe(outcome.frame) if csv_safe else outcome.frame, target)
     on_stderr = target is None
     click.echo(_printable(told, sys.stderr if on_stderr else sys.stdout), err=on_stderr)

@@ -12,7 +12,6 @@ from stackllm.metrics import log_loss
 from stackllm.parameters import FileName, Name, check
 from stackllm.tables.ids import Rows
 from stackllm.tables.imports import read_predictions
-from stackllm.tables.submission import Floats
 
 
 @dataclass(frozen=True)
@@ -38,36 +37,6 @@ class ExternalParams:
         check(self)
 
 
-def check_external(
-    params: ExternalParams, train: Rows, test: Rows, classes: tuple[str, ...]
-) -> tuple[Floats, Floats]:
-    """Read and check an external member's files, before any work that will need them.
-
-    Parameters
-    ----------
-    params
-        Where they are.
-    train, test
-        The rows that they must hold.
-    classes
-        The classes that they must hold.
-
-    Returns
-    -------
-    oof, test
-        float64 ``(n_train, n_classes)`` and ``(n_test, n_classes)``.
-
-    Raises
-    ------
-    MissingInputError, DataError, StorageError
-        With the file, column and row that is wrong.
-    """
-    return (
-        read_predictions(Path(params.oof), train, classes),
-        read_predictions(Path(params.test), test, classes),
-    )
-
-
 def read_external(
     params: ExternalParams, design: Design, train: Rows, test: Rows, classes: tuple[str, ...]
 ) -> tuple[CrossFit, list[str]]:
@@ -75,10 +44,12 @@ def read_external(
 
     Parameters
     ----------
-    params, train, test, classes
-        As in :func:`check_external`.
+    params
+        Where they are.
     design
         Folds and labels.
+    train, test, classes
+        The rows and classes that they must hold.
 
     Returns
     -------
@@ -90,9 +61,10 @@ def read_external(
     Raises
     ------
     MissingInputError, DataError, StorageError
-        As :func:`check_external`.
+        With the file, column and row that is wrong.
     """
-    oof, new = check_external(params, train, test, classes)
+    oof = read_predictions(Path(params.oof), train, classes)
+    new = read_predictions(Path(params.test), test, classes)
     crossfit = CrossFit(oof, np.broadcast_to(new, (design.n_folds, *new.shape)).copy())
     return crossfit, _in_sample_signs(params, oof, new, design)
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from stackllm.errors import DataError, MissingInputError, did_you_mean
 from stackllm.group.optimise import Method, optimise_of
-from stackllm.group.plan import checked
+from stackllm.group.plan import Quota, checked
 from stackllm.group.tempering import Calibration
 from stackllm.optim.account import counts, scores
 from stackllm.optim.request import Columns, Request
@@ -68,9 +68,7 @@ def improve(
     files = _Files(columns or Columns(), project or {}, request.renormalise, read)
     sub = files.submission(request.submission)
     groups = files.groups(sub, request.groups)
-    quota, quota_name = read_quota(
-        request.quota, sub.classes, groups, group=files.named.group, read=read
-    )
+    quota, quota_name = files.quota(request.quota, sub, groups)
     method, fit = _method(request, files, sub)
     matrix, plan = checked(sub.probabilities, groups.codes, quota, exactly=request.exactly)
     after = optimise_of(matrix, plan, method)
@@ -153,6 +151,12 @@ class _Files:
             _rows(sub), path, column, self.named.id or usual_id, self._same(column), self.read
         )
 
+    def quota(self, text: str | None, sub: Submission, groups: Groups) -> tuple[Quota, str]:
+        """How often each class may stand in a group, and how to call that."""
+        if text is None:
+            text = str(self.project.get("quota", 1))
+        return read_quota(text, sub.classes, groups, group=self.named.group, read=self.read)
+
     def truth(self, path: Path, sub: Submission) -> Truth:
         """The labels of a submission's rows."""
         usual = [self.project["target"]] if "target" in self.project else []
@@ -221,9 +225,7 @@ def _method(
             f"{oof.path}: it has one group only, and fitting needs two or more: one to fit on and one to "
             "judge on. Give more groups, or leave out the setting fit."
         )
-    quota, _ = read_quota(
-        request.quota, sub.classes, groups, group=files.named.group, read=files.read
-    )
+    quota, _ = files.quota(request.quota, sub, groups)
     truth = files.truth(request.fit_truth, oof)
     report = choose_method(
         oof.probabilities,

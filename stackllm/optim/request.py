@@ -49,7 +49,7 @@ class Request:
     method
         A method of :mod:`stackllm.group.optimise`. None: ``posterior``, or with ``fit`` the best.
     quota
-        A number, numbers per class, or a file.
+        A number, numbers per class, or a file. None: the project's, or 1.
     exactly
         Must every place be filled?
     temperature
@@ -65,7 +65,7 @@ class Request:
     submission: Path
     groups: Path | None = None
     method: str | None = None
-    quota: str = "1"
+    quota: str | None = None
     exactly: bool = False
     temperature: float | None = None
     fit: Path | None = None

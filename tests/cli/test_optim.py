@@ -232,6 +232,34 @@ def test_labels_by_name_suffix_or_position_and_ambiguity_shows_both(folder: Path
     assert run(folder, "from1.csv", "--truth", "either.csv", "--labels", "suffix").returncode == 0
 
 
+def test_questions_that_are_joined_are_shown_and_can_be_kept_apart(folder: Path) -> None:
+    rows = "1,What is Rust?,0.9,0.1\n2,what is rust,0.9,0.1\n3,10² of it,0.9,0.1\n4,102 of it,0.9,0.1\n"
+    (folder / "in.csv").write_text("id,Question,a,b\n" + rows)
+    joined = run(folder, "in.csv")
+    assert "2 classes, 3 groups" in joined.stdout
+    assert '(such as "What is Rust?" and "what is rust")' in joined.stdout
+    assert pl.read_csv(folder / "in.optim.csv")["a"].to_list() == pytest.approx(
+        [0.5, 0.5, 0.9, 0.9]
+    )
+    apart = json.loads(run(folder, "in.csv", "--same-question", "exact", "--json").stdout)
+    assert (apart["groups"]["count"], apart["warnings"]) == (4, [])
+
+
+def test_what_the_settings_say_of_the_tables_counts_here_too(folder: Path) -> None:
+    (folder / "in.csv").write_text("id,a,b\n1,0.9,0.1\n2,0.9,0.1\n")
+    (folder / "new.csv").write_text("id,topic,text\n1,Item A,=x\n2,item a,y\n")
+    (folder / "labels.csv").write_text("id,label,author\n1,b,a\n2,b,b\n")
+    data = '[data]\ntest = "new.csv"\ngroup = "topic"\ntarget = "author"\n'
+    (folder / "stackllm.toml").write_text(data)
+    account = json.loads(run(folder, "in.csv", "--truth", "labels.csv", "--json").stdout)
+    assert (account["groups"]["count"], account["quota"]) == (1, "1")
+    assert account["score"]["before"]["accuracy"] == 0.5
+    (folder / "stackllm.toml").write_text(data + 'question = "text"\nquota = 2\n')
+    account = json.loads(run(folder, "in.csv", "--json").stdout)
+    assert (account["groups"]["count"], account["quota"]) == (2, "2")
+    assert run(folder, "in.csv", "--quota", "1,1", "--json").stdout.count('"quota": "1,1"') == 1
+
+
 HEADER = "id,group,a,b\n"
 BAD = {
     "not a number": (
