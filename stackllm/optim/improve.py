@@ -132,6 +132,7 @@ class _Files:
             ),
             classes=classes,
             renormalise=self.renormalise,
+            advice="Have each scaled with the setting renormalise.",
         )
 
     def groups(self, sub: Submission, table: Path | None) -> Groups:

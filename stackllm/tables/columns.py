@@ -6,11 +6,17 @@ never taken in its place, but named in the message.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from stackllm.errors import DataError, did_you_mean
+
+_INDEX = re.compile(r"Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
+_LIKE_IDS = re.compile(
+    rf"(^|[^a-zA-Z])(id|Id|ID)s?$|[a-z](Id|ID)s?$|^(index|idx|key|level_\d+|{_INDEX.pattern})$"
+)
 
 
 def find_column(path: Path, header: Sequence[str], wanted: str, what: str) -> str:
@@ -63,6 +69,22 @@ def look_alikes(header: Sequence[str], wanted: str) -> list[str]:
     ['Prompt ID', 'promptId']
     """
     return [name for name in header if name != wanted and _plain(name) == _plain(wanted)]
+
+
+def called_like_ids(name: str) -> bool:
+    """Is a column called as columns of ids or row numbers are?
+
+    Examples
+    --------
+    >>> [name for name in ["prompt_id", "promptId", "IDs", "index", "valid", "bid"] if called_like_ids(name)]
+    ['prompt_id', 'promptId', 'IDs', 'index']
+    """
+    return _LIKE_IDS.search(name.strip()) is not None
+
+
+def written_by_pandas(name: str) -> bool:
+    """Is it what an index becomes when pandas writes a table and reads it again?"""
+    return _INDEX.fullmatch(name.strip()) is not None
 
 
 def _plain(name: str) -> str:

@@ -96,7 +96,7 @@ def check_ids(path: Path, frame: pl.DataFrame, name: str) -> None:
         rows = " and ".join(str(i + 1) for i in (ids == twice[0]).arg_true().to_list()[:3])
         raise DataError(
             f'{path}: {twice.n_unique()} ids occur more than once in column "{name}" (first: '
-            f"{shown(twice[0])}, rows {rows}). Remove the duplicates or pass --id COLUMN."
+            f"{shown(twice[0])}, rows {rows}). Remove the duplicates, or take another column for the ids."
         )
 
 

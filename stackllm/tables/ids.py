@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stackllm.errors import DataError
-from stackllm.tables.columns import find_column, look_alikes
+from stackllm.tables.columns import called_like_ids, find_column, look_alikes
 from stackllm.tables.files import check_ids, check_text, shown
 
 ID_NAMES = ("id", "row_id")
@@ -196,7 +195,7 @@ def _looks_like_ids(column: pl.Series, rows: Rows | None) -> bool:
     """Is it called like ids and never the same twice, or does it hold the very ids in some order?"""
     if column.dtype != pl.String or len(column) == 0:
         return False
-    if _LIKE_ID(column.name):
+    if called_like_ids(column.name):
         # numbers from 0 say no more than the order of the rows does
         return column.n_unique() == len(column) and not _counts(column)
     return (
@@ -206,8 +205,3 @@ def _looks_like_ids(column: pl.Series, rows: Rows | None) -> bool:
 
 def _counts(column: pl.Series) -> bool:
     return column.equals(pl.Series(np.arange(len(column))).cast(pl.String))
-
-
-_LIKE_ID = re.compile(
-    r"(^|[^a-zA-Z])(id|Id|ID)s?$|[a-z](Id|ID)s?$|^(index|idx|key|Unnamed: 0|__index_level_0__)$"
-).search

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from stackllm.errors import DataError, did_you_mean
+from stackllm.tables.columns import called_like_ids, find_column, look_alikes, written_by_pandas
 from stackllm.tables.files import check_ids, check_text, read_frame, shown
+from stackllm.tables.ids import ID_NAMES
 
 Floats = NDArray[np.float64]
 
-ID_NAMES = ("id", "row_id")
 SUM_TOLERANCE = 1e-3
 """Rows that sum to 1 within this were rounded; further off, something else happened."""
 
@@ -60,15 +62,17 @@ def read_submission(
     group: Callable[[Sequence[str]], str | None] = lambda header: None,
     classes: Sequence[str] | None = None,
     renormalise: bool = False,
+    advice: str = "Scale each row to sum to 1.",
 ) -> Submission:
-    """Read and check a CSV or Parquet file with an id column and a column a class.
+    """Read and check a CSV or Parquet file with an id column and a column per class.
 
     Parameters
     ----------
     path
         The file.
     id_name
-        Its id column. None: the first of ``id_names`` that is there, else the first column.
+        Its id column. None: the first of ``id_names`` that is there, else the only one called so but for
+        case, spaces and the like, else the first column, unless that holds probabilities.
     id_names
         Usual names of an id column.
     group
@@ -77,6 +81,8 @@ def read_submission(
         The class columns, in the order wanted. None: every column that is nothing else.
     renormalise
         Take rows whatever they sum to.
+    advice
+        What to do about rows that do not sum to 1, in the caller's words.
 
     Returns
     -------
@@ -85,9 +91,10 @@ def read_submission(
     Raises
     ------
     MissingInputError
-        If the file, or a column, is not there.
+        If the file is not there.
     DataError
-        If it is no such table; the message names the column and the first rows.
+        If it is no such table; the message names the column and the first rows. A column that is no
+        probability where the others are (an index, an id, a length) is never taken for a class.
     StorageError
         If it cannot be read.
     """
@@ -96,7 +103,10 @@ def read_submission(
         if classes is not None:
             return match_classes(path, header, classes)
         aside = {_id_of(path, header, id_name, id_names), group(header)}
-        return [name for name in header if name not in aside]
+        names = [name for name in header if name not in aside]
+        for name in filter(written_by_pandas, names):
+            _refuse_index(path, name)
+        return names
 
     frame = read_frame(path, numbers)
     found_id = _id_of(path, frame.columns, id_name, id_names)
@@ -112,8 +122,12 @@ def read_submission(
     check_ids(path, frame, found_id)
     matrix = np.ascontiguousarray(frame.select(names).to_numpy(), dtype=np.float64)
     _check_values(path, frame, found_id, names, matrix)
+    if id_name is None and found_id not in id_names:
+        _check_first_column(path, frame[found_id], classes or ())
+    if classes is None:
+        _check_classes(path, names, matrix)
     if not renormalise:
-        _check_sums(path, frame, found_id, names, matrix)
+        _check_sums(path, frame, found_id, names, matrix, advice)
     return Submission(path, frame, found_id, tuple(names), matrix)
 
 
@@ -190,11 +204,79 @@ def _suffix(name: str) -> str:
 
 
 def _id_of(path: Path, header: Sequence[str], name: str | None, usual: Sequence[str]) -> str:
-    if name is None:
-        return next((known for known in usual if known in header), header[0])
-    if name not in header:
-        raise DataError(f'{path}: there is no column "{name}". {did_you_mean(name, header)}')
-    return name
+    if name is not None:
+        return find_column(path, header, name, "ids")
+    exact = next((known for known in usual if known in header), None)
+    if exact is not None:
+        return exact
+    alike = list(dict.fromkeys(like for known in usual for like in look_alikes(header, known)))
+    if len(alike) > 1:
+        raise DataError(
+            f'{path}: columns "{alike[0]}" and "{alike[1]}" could both hold the ids. '
+            f'Rename the right one "{usual[0]}".'
+        )
+    result = alike[0] if alike else header[0]
+    if written_by_pandas(result):
+        _refuse_index(path, result)
+    return result
+
+
+def _refuse_index(path: Path, name: str) -> NoReturn:
+    raise DataError(
+        f'{path}: column "{name}" is the index that pandas writes beside a table, and no class. Remove it '
+        f'(df.to_csv("{path.as_posix()}", index=False) leaves it out), or rename it "id" if it holds the ids.'
+    )
+
+
+def _check_first_column(path: Path, ids: pl.Series, classes: Sequence[str]) -> None:
+    """No name said that these are ids: refuse probabilities, which a table without ids begins with."""
+    values = ids.cast(pl.Float64, strict=False)
+    fractions = values.is_between(0, 1) & (values != values.floor())
+    if ids.name in classes or (values.null_count() == 0 and fractions.any()):
+        raise DataError(
+            f'{path}: no column is called "id", and the first, "{ids.name}", holds probabilities. Add a '
+            'column "id".'
+        )
+
+
+def _check_classes(path: Path, names: Sequence[str], matrix: Floats) -> None:
+    """Refuse a column that is no class, be it that rows are scaled and would hide it.
+
+    What sums to 1 is a table of classes, whatever they are called. Elsewhere a column is odd without
+    which all rows would sum to 1 (or 100), or that holds whole numbers under a name of ids, or numbers
+    above 1 where all others are probabilities. (Scores and counts are as large in other columns.)
+    """
+    total = matrix @ np.ones(matrix.shape[1])
+    ids = [j for j, name in enumerate(names) if called_like_ids(name)]
+    if (np.abs(total - 1) <= SUM_TOLERANCE).all():
+        # an id of 0 in every row adds nothing
+        unused = [j for j in ids if not matrix[:, j].any()]
+        if unused:
+            _refuse_class(path, names[unused[0]], "it is called like ids and holds 0 in every row")
+        return
+    whole_numbers = (matrix == np.floor(matrix)).all(axis=0)
+    for j, name in enumerate(names):
+        others = np.delete(whole_numbers, j)
+        # among whole numbers a sum of 1 is chance, and a column of zeros changes no sum
+        for whole in (1.0, 100.0) if not others.all() else (100.0,):
+            rest = np.abs(total - matrix[:, j] - whole)
+            if len(others) > 1 and matrix[:, j].any() and (rest <= SUM_TOLERANCE * whole).all():
+                _refuse_class(path, name, f"all rows sum to {whole:.0f} without it")
+    for j in ids:
+        if whole_numbers[j]:
+            _refuse_class(path, names[j], "it is called like ids and holds whole numbers")
+    odd = (matrix.max(axis=0) > 1) & (whole_numbers | (matrix.min(axis=0) > 1))
+    rest, fractions = matrix[:, ~odd], ~whole_numbers[~odd]
+    if len(matrix) > 1 and odd.any() and fractions.any() and rest.max() <= 1:
+        name = names[int(odd.argmax())]
+        _refuse_class(path, name, "it holds numbers above 1, and the others from 0 to 1")
+
+
+def _refuse_class(path: Path, name: str, why: str) -> NoReturn:
+    raise DataError(
+        f"{path}: column {shown(name)} looks like no class: {why}. Remove it, or name it with the setting "
+        "group or the setting id if it holds groups or ids; if it is a class, scale each row to sum to 1."
+    )
 
 
 def _check_values(
@@ -230,20 +312,13 @@ def _check_values(
 
 
 def _check_sums(
-    path: Path, frame: pl.DataFrame, id_name: str, names: list[str], matrix: Floats
+    path: Path, frame: pl.DataFrame, id_name: str, names: list[str], matrix: Floats, advice: str
 ) -> None:
     total = matrix @ np.ones(matrix.shape[1])
     off = np.abs(total - 1) > SUM_TOLERANCE
     if off.any():
         row = int(off.argmax())
-        for column, name in enumerate(names):
-            if len(names) > 2 and (np.abs(total - matrix[:, column] - 1) <= SUM_TOLERANCE).all():
-                raise DataError(
-                    f"{path}: {off.sum()} rows do not sum to 1 (first: row {row + 1}, id "
-                    f"{shown(frame[id_name][row])}), but all do without column {shown(name)}, which "
-                    "looks like no class. Remove it."
-                )
         raise DataError(
             f"{path}: {off.sum()} rows do not sum to 1 (first: row {row + 1}, id "
-            f"{shown(frame[id_name][row])}, sum {total[row]:.6g}). Pass --renormalise to scale them."
+            f"{shown(frame[id_name][row])}, sum {total[row]:.6g}). {advice}"
         )
