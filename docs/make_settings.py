@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stackllm.members.own import OwnParams
 from stackllm.members.registry import DEFAULT_MEMBERS, KINDS
 from stackllm.parameters import allowed, hints_of
 from stackllm.settings import Settings
@@ -24,6 +25,8 @@ def page() -> str:
     """The page with its blocks made anew."""
     blocks = {"defaults": defaults(), "members": members()}
     blocks |= {kind: every_setting_of(kind) for kind in KINDS}
+    own = ["[[member]]", 'kind = "my_member.py:MyMember"', 'name = "mymember"', *keys(OwnParams())]
+    blocks["own"] = "\n".join(own) + "\n"
 
     def made(found: re.Match[str]) -> str:
         return f"<!-- made: {found[1]} -->\n```toml\n{blocks[found[1]]}```\n"

@@ -24,8 +24,10 @@ from stackllm.cli import cli
 from stackllm.errors import DataError, MissingInputError, StackllmError, UsageError
 from stackllm.llm.locate import anchored, find_backbone, revision_of
 from stackllm.members.external import ExternalParams
+from stackllm.members.own import OwnParams
 from stackllm.members.registry import KINDS
 from stackllm.parameters import hints_of
+from stackllm.rating.question import read_asked
 from stackllm.settings import Settings, build, given_data, read_settings
 from stackllm.store.digest import digest
 
@@ -50,7 +52,7 @@ def classes_within(params):
 
 CLASSES = {
     found.__name__: found
-    for start in (Settings, ExternalParams, *(kind.params for kind in KINDS.values()))
+    for start in (Settings, ExternalParams, OwnParams, *(kind.params for kind in KINDS.values()))
     for found in classes_within(start)
     if found is not Settings
 }
@@ -59,7 +61,10 @@ NO_SETTINGS = {
     "TrunkParams": "made of a decoder's settings",
     "BlendParams": "fitted, with a check of its own",
 }
-ANY_TEXT = {("RaterParams", "url"): "check_url refuses it, without showing what may hold a key"}
+NO_LIMITS = {
+    ("RaterParams", "url"): "check_url refuses it, without showing what may hold a key",
+    ("OwnParams", "params"): "what the user's own class takes is its own affair",
+}
 FIELDS = [(params, name) for params in CLASSES.values() for name in hints_of(params)]
 
 
@@ -110,7 +115,7 @@ def test_every_class_of_settings_is_known_here():
     ("params", "name"), FIELDS, ids=[f"{params.__name__}.{name}" for params, name in FIELDS]
 )
 def test_every_field_refuses_nonsense(params, name):
-    if (params.__name__, name) in ANY_TEXT:
+    if (params.__name__, name) in NO_LIMITS:
         return
     needed = NEEDED.get(params.__name__, {})
     for value in nonsense(hints_of(params)[name]):
@@ -236,6 +241,26 @@ def test_every_command_refuses_a_settings_file_with_the_same_sentence(kaggle, na
         read_settings(None, {})
     assert len(said) == 1
     assert not (kaggle / "artifacts").exists()
+
+
+def test_asked_recipes_are_read_by_the_same_reader(tmp_path):
+    path = tmp_path / "clear.toml"
+    path.write_bytes(b"\xef\xbb\xbfinstruction = 'Is it clear?'\nscale = [1, 5]\n")
+    assert read_asked(path).instruction == "Is it clear?"
+    for content, sentence in (
+        (b'instruction = "C:\\Data"\n', "in single quotes, 'C:\\\\Data'"),
+        (b"instruction = '\xe9'\n", "not UTF-8"),
+        (b"instruction 'x'\n", "Mend that line"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"clear\.toml: .*{sentence}"):
+            read_asked(path)
+    path.unlink()
+    with pytest.raises(MissingInputError, match=r"clear\.toml: there is no such file"):
+        read_asked(path)
+    path.mkdir()
+    with pytest.raises(DataError, match="this is a folder"):
+        read_asked(path)
 
 
 def test_a_folder_and_a_link_to_nowhere_are_no_settings_files(tmp_path, monkeypatch):
@@ -378,6 +403,8 @@ def test_the_default_blocks_copied_change_nothing(tmp_path, monkeypatch):
 
 
 def test_every_block_on_the_page_is_accepted(tmp_path):
+    member = "class MyMember:\n    fit = predict = lambda self, *_: None\n"
+    (tmp_path / "my_member.py").write_text(member)
     for block in re.findall(r"```toml\n(.*?)```", reference().TARGET.read_text(), re.S):
         assert isinstance(read(tmp_path, block), Settings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def logistic(
         float32 ``(n_classes,)``; -30 for a class without a training row, which makes it all but
         impossible.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     bias = np.full(targets.n_classes, -30.0, dtype=np.float32)
@@ -45,7 +47,10 @@ def logistic(
         bias[targets.labels[0]] = 0.0
         return np.zeros((targets.n_classes, features.shape[1]), dtype=np.float32), bias
     model = LogisticRegression(C=c, max_iter=max_iter, tol=1e-3, fit_intercept=intercept)
-    model.fit(features, targets.labels, sample_weight=targets.weights)
+    with warnings.catch_warnings():
+        # to stop at max_iter is what its setting says, and nothing that a user has to mend
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features, targets.labels, sample_weight=targets.weights)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one score for both: share it out
         coefficients = np.concatenate([-coefficients, coefficients]) / 2

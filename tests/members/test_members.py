@@ -129,6 +129,15 @@ def test_centred_member_sees_the_group(inputs, tmp_path):
     assert not np.allclose(plain[:, :half], moved[:, :half])
 
 
+def test_a_bound_on_the_steps_is_no_warning(recwarn):
+    draw = np.random.default_rng(0)
+    rows, labels = np.arange(60), draw.integers(0, 3, 60)
+    targets = Targets(rows, labels, np.ones(60), np.ones(60, dtype=bool), 3)
+    weights, _ = linear.logistic(draw.normal(size=(60, 5)), targets, 1e9, 1)
+    assert np.isfinite(weights).all()
+    assert not [it for it in recwarn if "converge" in str(it.message)]
+
+
 def test_unknown_views_are_refused():
     with pytest.raises(UsageError, match=r'views, entry 1, must be .* Did you mean "words"\?'):
         LexicalParams(views=("wrds",))
