@@ -7,11 +7,14 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stackllm.engine import ranks
 from stackllm.errors import MissingInputError, StorageError, UsageError
-from stackllm.llm.locate import EMBEDDED, prepare, revision_of
+from stackllm.llm.locate import EMBEDDED, first_line, prepare, revision_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
@@ -44,8 +47,8 @@ class Backbone:
     name: str
     revision: str
     dtype: str
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 def choose_dtype(dtype: Precision) -> tuple[str, str]:
@@ -105,11 +108,11 @@ def load_backbone(
 
 @functools.lru_cache(maxsize=1)
 def frozen_model(
-    name: str, dtype: Precision, attention: Attention = "auto", devices: Devices = "one"
-) -> tuple[Any, Any]:
+    name: str, precision: str, attention: Attention = "auto", devices: Devices = "one"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen decoder LLM and its tokenizer, loaded once a process; see :func:`load_model`."""
     model, tokenizer = load_model(
-        "AutoModelForCausalLM", name, dtype, lambda _: None, attention, devices
+        "AutoModelForCausalLM", name, precision, lambda _: None, attention, devices
     )
     model.requires_grad_(False)
     model.eval()
@@ -124,7 +127,7 @@ def load_model(
     attention: Attention = "auto",
     devices: Devices = "one",
     **options: Any,
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer of a decoder LLM, on the GPU where there is one.
 
     Parameters
@@ -175,11 +178,13 @@ def load_model(
         options["device_map"] = "auto"
     elif torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
-    shared = {
+    shared: dict[str, Any] = {
         key: options[key] for key in ("local_files_only", "trust_remote_code") if key in options
     }
     with _load_errors(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **shared)
+        transformers.AutoConfig.from_pretrained(location, **shared)  # else the tokenizer is blamed
+    tokenizer = _load_tokenizer(name, location, shared)
+    with _load_errors(name):
         model = getattr(transformers, kind).from_pretrained(
             location, use_safetensors=True, **options
         )
@@ -190,7 +195,20 @@ def load_model(
     return model, tokenizer
 
 
-def load_config(name: str, echo: Callable[[str], None] = print) -> Any:
+def _load_tokenizer(name: str, location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(location, **options)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise MissingInputError(
+            f'backbone "{name}": its tokenizer could not be loaded ({first_line(error)}). Fetch '
+            "tokenizer.json and tokenizer_config.json again from where the weights came from; if that "
+            "names a package, install it."
+        ) from error
+
+
+def load_config(name: str, echo: Callable[[str], None] = print) -> PretrainedConfig:
     """The configuration of a backbone's text model, without its weights.
 
     Raises
@@ -208,7 +226,7 @@ def load_config(name: str, echo: Callable[[str], None] = print) -> Any:
     return config.get_text_config()
 
 
-def check_length(name: str, config: Any, longest: int) -> None:
+def check_length(name: str, config: PretrainedConfig, longest: int) -> None:
     """Refuse sequences that a model has no positions for.
 
     Raises
@@ -236,16 +254,16 @@ def _load_errors(name: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise MissingInputError(
-            f'backbone "{name}": its weights could not be loaded ({_first_line(error)}). '
+            f'backbone "{name}": its weights could not be loaded ({first_line(error)}). '
             "Offline, give the path of a folder that holds config.json, the weights and the tokenizer."
         ) from error
     except SafetensorError as error:
         raise StorageError(
-            f'backbone "{name}": its weights are damaged ({_first_line(error)}). Fetch them again.'
+            f'backbone "{name}": its weights are damaged ({first_line(error)}). Fetch them again.'
         ) from error
     except ImportError as error:
         raise MissingInputError(
-            f'backbone "{name}" wants a package that is not here ({_first_line(error)}). Install it, or take '
+            f'backbone "{name}" wants a package that is not here ({first_line(error)}). Install it, or take '
             'another attention or precision ("auto" needs none).'
         ) from error
     except (ValueError, RuntimeError, KeyError) as error:
@@ -255,7 +273,8 @@ def _load_errors(name: str) -> Iterator[None]:
                 "Give the language model that it was made from."
             ) from error
         raise UsageError(
-            f'backbone "{name}" is no decoder that transformers can load ({_first_line(error)}).'
+            f'backbone "{name}" is no decoder that transformers can load ({first_line(error)}). Choose a '
+            "language model that generates text, of a family that transformers knows."
         ) from error
 
 
@@ -274,7 +293,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # and peft sets it right
 
 
-def keep_unpacked(model: Any) -> None:
+def keep_unpacked(model: PreTrainedModel) -> None:
     """Stop bitsandbytes from repacking 4-bit weights at the first evaluation on some CPUs.
 
     After that training would quietly leave most adapters as they are, and layers whose width is no
@@ -320,7 +339,3 @@ def _cpu_has_bfloat16() -> bool:
 
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -6,15 +6,17 @@ response is read on top of them (:mod:`stackllm.llm.reading`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stackllm.llm.prompts import Prompt
 from stackllm.llm.reading import opened, read_ends
+from stackllm.llm.vocabulary import score_tokens
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 LIKELIHOOD = (
     "logprob_mean",
@@ -27,12 +29,9 @@ LIKELIHOOD = (
 )
 """Names of the likelihood features of a response, in the order in which the encoder returns them."""
 
-_VOCABULARY_CHUNK = 64
-"""Response tokens whose full-vocabulary scores are in memory at once: few, so that they stay in the cache."""
-
 
 def read_groups(
-    model: Any, prompts: list[Prompt], layers: tuple[int, ...], budget: int = 1_024
+    model: PreTrainedModel, prompts: list[Prompt], layers: tuple[int, ...], budget: int = 1_024
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read groups with a frozen causal LLM.
 
@@ -92,21 +91,13 @@ def _pool(states: list[torch.Tensor], tail_mask: torch.Tensor) -> np.ndarray:
 
 
 def _likelihood(
-    model: Any, hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+    model: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
 ) -> np.ndarray:
     """Likelihood features of each row, float32 ``(n_rows, len(LIKELIHOOD))``."""
-    import torch
-
     real = mask[:, 1:].bool()  # (n_rows, n_response)
     before, target = hidden[:, :-1][real], ids[:, 1:][real]  # (n_tokens, hidden), (n_tokens,)
-    pieces = [
-        _score_tokens(model, before[i : i + _VOCABULARY_CHUNK], target[i : i + _VOCABULARY_CHUNK])
-        for i in range(0, len(target), _VOCABULARY_CHUNK)
-    ]
+    scores = score_tokens(model, before, target).cpu().numpy()
     result = np.full((len(mask), len(LIKELIHOOD)), np.nan, dtype=np.float32)
-    if not pieces:
-        return result
-    scores = torch.cat(pieces).cpu().numpy()  # (n_tokens, 3): log-probability, entropy, rank
     counts = real.sum(1).cpu().numpy()
     for row, tokens in enumerate(np.split(scores, np.cumsum(counts)[:-1])):
         if len(tokens):
@@ -119,21 +110,3 @@ def _likelihood(
                 *((rank < top).mean() for top in (1, 10, 100)),
             ]
     return result
-
-
-def _score_tokens(model: Any, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Log-probability, entropy and rank (0 is the likeliest) of each token: float32 ``(n_tokens, 3)``."""
-    import torch
-
-    logits = model.get_output_embeddings()(hidden).float()  # (n_tokens, vocabulary)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    if cap:
-        logits = torch.tanh(logits / cap) * cap
-    chosen = logits.gather(1, target[:, None])  # (n_tokens, 1)
-    rank = (logits > chosen).sum(1)
-    top = logits.amax(1, keepdim=True)
-    weights = (logits - top).exp_()
-    total = weights.sum(1)
-    log_total = total.log() + top[:, 0]
-    entropy = log_total - torch.linalg.vecdot(weights, logits) / total
-    return torch.stack([chosen[:, 0] - log_total, entropy, rank.float()], dim=1)

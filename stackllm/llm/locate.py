@@ -12,8 +12,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from stackllm.errors import MissingInputError, UsageError
-from stackllm.store.units import REUSED, make_unit, publish, quarantine, state
+from stackllm.errors import MissingInputError, StorageError, UsageError
+from stackllm.llm.folders import check_folder, check_gguf, gguf_in
+from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
 
 EMBEDDED = "smollm2"
 """Name of the LLM that comes from a PyPI wheel and needs no model hub."""
@@ -36,12 +37,14 @@ def find_backbone(name: str) -> Path | str:
     Returns
     -------
     Path or str
-        The GGUF file of the embedded LLM, a local folder, or a hub name.
+        A GGUF file (the embedded LLM is one), a local folder, or a hub name.
 
     Raises
     ------
     MissingInputError
-        If ``name`` is a path and there is no such folder.
+        If ``name`` is a path and there is no such folder or file.
+    UsageError
+        If it is the name of none, or a model that brings code of its own.
     """
     if name == EMBEDDED:
         spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
@@ -55,11 +58,17 @@ def find_backbone(name: str) -> Path | str:
     path = Path(name).expanduser()
     if path.is_dir():
         _refuse_custom_code(path)
+        return gguf_in(path) or path
+    if _is_path(name) and path.is_file():
+        if gguf_in(path) is None:
+            raise MissingInputError(
+                f'backbone "{name}" is a file, and no GGUF file. Give the folder that it stands in: {path.parent}.'
+            )
         return path
     if _is_path(name) or not _may_be_in_hub(name):
         raise MissingInputError(
-            f'backbone "{name}": there is no such folder. Give a folder with a transformers model, '
-            f'a hub name such as "{EMBEDDED_HUB_NAME}", or "{EMBEDDED}".'
+            f'backbone "{name}": there is no such folder or file. Give a folder with a transformers model, '
+            f'a GGUF file, a hub name such as "{EMBEDDED_HUB_NAME}", or "{EMBEDDED}".'
         )
     return name
 
@@ -73,7 +82,8 @@ def anchored(name: str, folder: Path) -> str:
 
 
 def _is_path(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    looks_so = name.startswith((".", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf")
+    return Path(name).is_absolute() or looks_so
 
 
 def _may_be_in_hub(name: str) -> bool:
@@ -113,12 +123,13 @@ def revision_of(name: str) -> str:
     Returns
     -------
     str
-        A digest of all files of a local folder; of the one file of the embedded LLM; the commit of a model in the hub's local cache, or :data:`UNKNOWN`.
+        A digest of all files of a local folder, or of a GGUF file; the commit of a model in the hub's
+        local cache, or :data:`UNKNOWN`.
 
     Raises
     ------
-    MissingInputError
-        If a local path does not exist.
+    MissingInputError, UsageError
+        As for :func:`find_backbone`.
     """
     source = find_backbone(name)
     if isinstance(source, Path) and source.is_file():
@@ -127,26 +138,42 @@ def revision_of(name: str) -> str:
         return _folder_digest(source)
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else UNKNOWN
+    path = try_to_load_from_cache(source, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else UNKNOWN
+
+
+def is_ready(name: str) -> bool:
+    """Can a backbone be loaded without fetching or converting anything?"""
+    source = find_backbone(name)
+    if isinstance(source, str):
+        return revision_of(name) != UNKNOWN
+    return source.is_dir() or state(cache_folder(), _converted(name, source)) == REUSED
 
 
 def prepare(name: str, echo: Callable[[str], None] = print) -> str:
     """Make sure that ``name`` can be loaded quickly, and say from where.
 
-    The embedded LLM is a GGUF file. Reading one takes 20 seconds and leaves a model that can be
-    neither saved nor trained, so it is converted once into a plain transformers folder.
+    Reading a GGUF file takes 20 seconds and leaves a model that can be neither saved nor trained, so
+    it is converted once into a plain transformers folder.
 
     Returns
     -------
     str
         A folder or hub name for ``from_pretrained``.
+
+    Raises
+    ------
+    MissingInputError, UsageError, StorageError
+        If there is no such backbone, or its files are not what can be loaded.
     """
     source = find_backbone(name)
-    if not (isinstance(source, Path) and source.is_file()):
+    if isinstance(source, str):
+        return source
+    if source.is_dir():
+        check_folder(source)
         return str(source)
-    made_from = _file_digest(source)
-    unit = make_unit(f"backbones/{name}-{made_from[:16]}", 1, made_from)
+    check_gguf(source)
+    unit = _converted(name, source)
     folder = unit.inside(cache_folder())
     condition = state(cache_folder(), unit)
     if condition == "corrupt":
@@ -157,30 +184,49 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
     return str(folder)
 
 
+def _converted(name: str, source: Path) -> Unit:
+    """Where the folder stands that a GGUF file is converted into."""
+    made_from = _file_digest(source)
+    label = name if name == EMBEDDED else "gguf"
+    return make_unit(f"backbones/{label}-{made_from[:16]}", 1, made_from)
+
+
 def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with contextlib.redirect_stderr(io.StringIO()):  # its bars can't be switched off otherwise
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent,
-            gguf_file=source.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its bars can't be switched off otherwise
+            model = AutoModelForCausalLM.from_pretrained(
+                source.parent,
+                gguf_file=source.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    except Exception as error:  # of a damaged file anything may come: its parts have no digests
+        raise StorageError(
+            f"{source} could not be converted ({first_line(error)}). Fetch it again if it may be "
+            "damaged; else give the same model as a folder that transformers saved."
+        ) from error
+    with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         tokenizer.save_pretrained(folder)
     (folder / "complete.json").write_text(
         json.dumps({"source": _file_digest(source)}), encoding="utf-8", newline="\n"
     )
 
 
+def first_line(error: Exception) -> str:
+    """What a library says first, for a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+
+
 def _file_digest(path: Path) -> str:
-    found = path.stat()
-    return _digest_as_of(path, found.st_size, found.st_mtime_ns)
+    status = path.stat()
+    return _digest_as_of(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from stackllm.errors import StorageError
-from stackllm.llm.prompts import Prompt
 
 Read = TypeVar("Read")
 
@@ -19,35 +18,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
-def within_memory(prompts: list[Prompt], budget: int, read: Callable[[int], Read]) -> Read:
-    """What ``read`` gives for a budget of tokens; for half of it, and so on, where memory runs out.
+def within_memory(longest: int, most: int, read: Callable[[int], Read]) -> Read:
+    """What ``read`` gives for passes of so much; for half as much, and so on, where memory runs out.
 
     Parameters
     ----------
-    prompts
-        What is read.
-    budget
-        Most tokens of a pass.
+    longest
+        Tokens of the longest text, for the sentence that says that nothing helps.
+    most
+        Tokens or rows a pass at first.
     read
-        Reads all of it with passes of so many tokens, or of a single text.
+        Reads all of it with passes of so much, or of a single text.
 
     Raises
     ------
     StorageError
         If memory does not even hold one text.
     """
-    longest = max(
-        len(prompt.prefix) + len(ids) for prompt in prompts for ids in prompt.responses or [[]]
-    )
     while True:
         try:
-            return read(budget)
+            return read(most)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if budget == 1:
+            if most == 1:
                 raise StorageError(
                     f"out of memory with one text at a time, the longest of {longest} tokens. Lower the most "
                     "tokens that are read of a text, or take a smaller backbone or precision."
                 ) from error
-            budget //= 2
+        most //= 2  # outside of the handler, which keeps what the failed pass had in memory

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Len
 
 from stackllm.errors import UsageError
 from stackllm.parameters import TokenCount, check
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Keep = Literal["head", "tail", "both"]
 Text = Annotated[str, Len(0, 100_000)]
@@ -76,8 +79,21 @@ def cut(ids: list[int], most: int, keep: Keep) -> list[int]:
     return ids[: most - last] + ids[len(ids) - last :]
 
 
+def longest(prompts: list[Prompt]) -> int:
+    """Tokens of the longest text.
+
+    Examples
+    --------
+    >>> longest([Prompt([1, 2], [[3], []]), Prompt([4], [])])
+    3
+    """
+    return max(
+        len(prompt.prefix) + len(ids) for prompt in prompts for ids in prompt.responses or [[]]
+    )
+
+
 def make_prompts(
-    tokenizer: Any, rows: Iterable[tuple[str, str]], params: PromptParams
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, str]], params: PromptParams
 ) -> list[Prompt]:
     """Prompts of consecutive ``(question, response)`` rows that share their question.
 

@@ -15,6 +15,7 @@ from stackllm.llm.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 _BATCH_COST = 32
 """What a pass costs beside its tokens, in tokens, at least;"""
@@ -57,7 +58,7 @@ class Reading:
             return Reading(cache, mask[:, start:])
 
     def go_on(
-        self, model: Any, ids: torch.Tensor, new: torch.Tensor, **options: Any
+        self, model: PreTrainedModel, ids: torch.Tensor, new: torch.Tensor, **options: Any
     ) -> tuple[Reading, Any]:
         """Read on, one text a row, and use this reading up.
 
@@ -121,7 +122,11 @@ class Ends(NamedTuple):
 
 
 def read_ends(
-    model: Any, prompts: list[Prompt], budget: int, root: Reading | None = None, **options: Any
+    model: PreTrainedModel,
+    prompts: list[Prompt],
+    budget: int,
+    root: Reading | None = None,
+    **options: Any,
 ) -> Iterator[Ends]:
     """Read what each prompt's texts begin with once, and then their ends, all in batches of like length.
 
@@ -171,7 +176,9 @@ def opened(prompts: list[Prompt]) -> list[Prompt]:
     ]
 
 
-def pad(model: Any, rows: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(
+    model: PreTrainedModel, rows: list[list[int]], left: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask where the model wants them, both ``(len(rows), longest)``.
 
     Rows are padded on the left or on the right, with an id that is never attended to.

@@ -17,16 +17,15 @@ import numpy as np
 
 from stackllm.llm.prompts import Prompt
 from stackllm.llm.reading import Reading, pad, read_ends
+from stackllm.llm.vocabulary import score_among
 
 if TYPE_CHECKING:
     import torch
-
-_HEAD_ROWS = 64
-"""Hidden states that are scored over the vocabulary at once."""
+    from transformers import PreTrainedModel
 
 
 def score_answers(
-    model: Any, prompts: list[Prompt], answers: list[list[int]], budget: int = 1_024
+    model: PreTrainedModel, prompts: list[Prompt], answers: list[list[int]], budget: int = 1_024
 ) -> np.ndarray:
     """Log-probability of each answer after each prompt.
 
@@ -166,7 +165,7 @@ def _next_tokens(answers: list[list[int]], begun: list[int]) -> list[int]:
 
 
 def _read(
-    model: Any, prompts: list[Prompt], paths: list[list[int]], budget: int
+    model: PreTrainedModel, prompts: list[Prompt], paths: list[list[int]], budget: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states of each row's end ``(n_rows, hidden)``, and along each path after it.
 
@@ -202,25 +201,11 @@ def _common(rows: list[list[int]]) -> list[int]:
     return rows[0][: next(differs, length)]
 
 
-def _token_scores(model: Any, hidden: torch.Tensor, tokens: list[int]) -> dict[int, np.ndarray]:
-    """Log-probability of each of ``tokens`` after each state: float64 ``(n_rows,)``.
-
-    Computed in float32 whatever the weights are: in bfloat16 scores near 20 come in steps of an
-    eighth, too coarse to tell two ratings apart.
-    """
-    import torch
-
-    head = model.get_output_embeddings()
-    weight = head.weight.float()
-    bias = None if head.bias is None else head.bias.float()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    found = []
-    for states in hidden.float().split(_HEAD_ROWS):
-        logits = torch.nn.functional.linear(states, weight, bias)
-        if cap:
-            logits = torch.tanh(logits / cap) * cap
-        found.append(logits[:, tokens] - logits.logsumexp(1, keepdim=True))
-    scores = torch.cat(found).double().cpu().numpy()
+def _token_scores(
+    model: PreTrainedModel, hidden: torch.Tensor, tokens: list[int]
+) -> dict[int, np.ndarray]:
+    """Log-probability of each of ``tokens`` after each state: float64 ``(n_rows,)``."""
+    scores = score_among(model, hidden, tokens).double().cpu().numpy()
     return dict(zip(tokens, scores.T, strict=True))
 
 

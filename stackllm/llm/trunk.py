@@ -1,40 +1,41 @@
 """The trunk's cache: what the lower, frozen layers make of every text, computed once.
 
-The output of layers that are not trained is the same for every fold, seed and epoch. It is read
-like the encoder reads (:mod:`stackllm.llm.encode`): groups of like length to a shard, the question
-once a group, rows found again by their text.
+The output of layers that are not trained is the same for every fold, seed and epoch.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from stackllm.engine.local import Engine, Task
+from stackllm.engine.local import Engine
 from stackllm.errors import StorageError
 from stackllm.llm.backbone import (
     Attention,
     Devices,
     check_length,
     compute_dtype,
-    frozen_model,
     load_config,
-    use_one_thread,
 )
-from stackllm.llm.encode import known_rows, plan_shards, shard_unit, workers
 from stackllm.llm.layers import check_layers, count_layers, lower_layers
-from stackllm.llm.locate import revision_of
+from stackllm.llm.locate import is_ready, revision_of
 from stackllm.llm.memory import within_memory
-from stackllm.llm.prompts import Prompt, PromptParams, make_prompts
+from stackllm.llm.prompts import Prompt, PromptParams, longest, make_prompts
 from stackllm.llm.reading import opened, read_ends
+from stackllm.llm.rows import RowCache, Text, Weights
 from stackllm.store.atomic import make_folder
 from stackllm.store.digest import digest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = 2
 
@@ -135,62 +136,52 @@ def cache_trunk(rows: pl.DataFrame, params: TrunkParams, engine: Engine) -> pl.D
     StorageError
         If the disk is too small for it.
     """
-    folder = f"trunk/{params.identity[:16]}"
-    keys = [digest(*pair) for pair in rows.select("question", "response").iter_rows()]
-    known = known_rows(engine.root, folder)
-    wanted = rows.with_columns(key=pl.Series(keys)).unique("key", maintain_order=True)
-    plans = [[entry for entry in shard if entry[2] not in known] for shard in plan_shards(wanted)]
-    plans = [shard for shard in plans if shard]
-    if plans and (not engine.dry_run or Path(params.backbone).expanduser().is_dir()):
-        config = load_config(params.backbone, engine.reporter.say)
-        check_layers(params.backbone, config.num_hidden_layers, params.trainable_layers)
-        if not engine.dry_run:
-            _check_disk(engine.root, plans, params, config.hidden_size)
-    tasks = [
-        Task(
-            shard_unit(folder, VERSION, params.identity, [key for *_, key in shard]),
-            read_shard,
-            (shard, params),
-        )
-        for shard in reversed(plans)
-    ]
-    engine.ensure("trunk", tasks, n_jobs=workers())
-    known = known_rows(engine.root, folder) if tasks else known
-    spans = {
-        shard: np.load(shard / "spans.npy", allow_pickle=False)
-        for shard in {shard for shard, _ in known.values()}
-    }
-    places = [known[key] for key in keys]
-    names = ("question_start", "question_stop", "response_start", "response_stop")
-    table = np.array([spans[shard][place] for shard, place in places]).reshape(-1, 4)
-    return pl.DataFrame({"shard": [str(shard.resolve()) for shard, _ in places]}).hstack(
-        pl.DataFrame(table, schema=list(names))
+    cached = RowCache("trunk", VERSION, params.identity).ensure(
+        [Text(*pair) for pair in rows.select("question", "response").iter_rows()],
+        engine,
+        "trunk",
+        f"texts to read with the lower layers of {params.backbone}, in {params.precision}",
+        Weights(params.backbone, params.precision, params.attention, params.devices),
+        read_texts,
+        params,
+        check=lambda missing: _check(missing, params, engine),
     )
+    spans = cached.take("spans").reshape(-1, 4)
+    names = ["question_start", "question_stop", "response_start", "response_stop"]
+    shards = [str(shard.resolve()) for shard, _ in cached.places]
+    return pl.DataFrame({"shard": shards}).hstack(pl.DataFrame(spans, schema=names))
 
 
-def read_shard(folder: Path, rows: list[tuple[str, str, str]], params: TrunkParams) -> None:
-    """Read ``(question, response, key)`` rows and write ``keys``, ``states`` and ``spans``."""
-    model, tokenizer = frozen_model(
-        params.backbone, params.precision, params.attention, params.devices
-    )
-    use_one_thread()
-    prompts = make_prompts(tokenizer, ((q, r) for q, r, _ in rows), params.prompt)
-    longest = max(len(it.prefix) + len(ids) for it in prompts for ids in it.responses)
-    check_length(params.backbone, model.config, longest)
+def _check(missing: Sequence[Text], params: TrunkParams, engine: Engine) -> None:
+    """Refuse what the backbone has no layers or the disk has no room for, as far as it is here."""
+    if engine.dry_run and not is_ready(params.backbone):
+        return
+    config = load_config(params.backbone, engine.reporter.say)
+    check_layers(params.backbone, config.num_hidden_layers, params.trainable_layers)
+    if not engine.dry_run:
+        _check_disk(engine.root, missing, params, config.hidden_size)
+
+
+def read_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    params: TrunkParams,
+) -> dict[str, np.ndarray]:
+    """Of texts ``states``, all in one matrix, and ``spans``, where each stands in it."""
+    prompts = make_prompts(tokenizer, texts, params.prompt)
+    check_length(params.backbone, model.config, longest(prompts))
     layer = count_layers(model) - params.trainable_layers
     with lower_layers(model, layer) as outputs:
-        found = within_memory(
-            prompts, _BATCH_TOKENS, lambda most: _read(model, prompts, most, outputs)
+        groups = within_memory(
+            longest(prompts), _BATCH_TOKENS, lambda most: _read(model, prompts, most, outputs)
         )
-    np.save(folder / "keys.npy", np.array([key.encode() for *_, key in rows]))
-    np.save(
-        folder / "states.npy", np.concatenate([states for pieces in found for states in pieces])
-    )
-    np.save(folder / "spans.npy", _spans(found))
+    states = np.concatenate([states for pieces in groups for states in pieces])
+    return {"states": states, "spans": _spans(groups)}
 
 
 def _read(
-    model: Any, prompts: list[Prompt], budget: int, outputs: list[Any]
+    model: PreTrainedModel, prompts: list[Prompt], budget: int, outputs: list[torch.Tensor]
 ) -> list[list[np.ndarray]]:
     """Of each group: states of its question without the last token, and of each response behind that.
 
@@ -207,12 +198,12 @@ def _read(
         for states, row, mask in zip(outputs[-1], ends.rows, ends.mask, strict=True):
             responses[row] = _bits(states[: mask.sum()])
         outputs.clear()
-    found, row = [], 0
+    groups, row = [], 0
     for group, prompt in enumerate(prompts):
-        own = [responses[row + i] for i in range(len(prompt.responses))]
-        found.append([questions.get(group, own[0][:0]), *own])
-        row += len(own)
-    return found
+        tails = [responses[row + i] for i in range(len(prompt.responses))]
+        groups.append([questions.get(group, tails[0][:0]), *tails])
+        row += len(tails)
+    return groups
 
 
 def _spans(groups: list[list[np.ndarray]]) -> np.ndarray:
@@ -227,7 +218,7 @@ def _spans(groups: list[list[np.ndarray]]) -> np.ndarray:
     return np.array(spans, dtype=np.int64)
 
 
-def _bits(states: Any) -> np.ndarray:
+def _bits(states: torch.Tensor) -> np.ndarray:
     """A tensor as NumPy; bfloat16, which NumPy does not know, as its bits."""
     import torch
 
@@ -238,13 +229,12 @@ def _bits(states: Any) -> np.ndarray:
     return array
 
 
-def _check_disk(root: Path, plans: list[Any], params: TrunkParams, hidden: int) -> None:
+def _check_disk(root: Path, missing: Sequence[Text], params: TrunkParams, hidden: int) -> None:
     """Refuse what the disk cannot hold; a text has about a token for three characters."""
-    prompt, tokens = params.prompt, 0
-    for shard in plans:
-        for question in {question for question, *_ in shard}:
-            tokens += min(len(question) // 3, prompt.max_length_prompt)
-        tokens += sum(min(len(text) // 3, prompt.max_length_answer) for _, text, _ in shard)
+    prompt = params.prompt
+    questions = {text.question for text in missing}
+    tokens = sum(min(len(text) // 3, prompt.max_length_prompt) for text in questions)
+    tokens += sum(min(text.size // 3, prompt.max_length_answer) for text in missing)
     n_bytes = 4 if compute_dtype(params.precision) == "float32" else 2
     needed = tokens * hidden * n_bytes
     make_folder(root)

@@ -12,7 +12,7 @@ from stackllm.crossfit.design import CrossFit, Design, Fit
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError, TrainingError
-from stackllm.llm.encode import workers
+from stackllm.llm.rows import workers
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import StoredInputs
 from stackllm.members.inputs import load_inputs

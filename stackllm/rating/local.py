@@ -1,33 +1,37 @@
-"""The local rater: allowed answers scored by a decoder LLM on this machine, cached row by row.
+"""The local rater: allowed answers scored by a decoder LLM on this machine, from the row cache.
 
-Answers are cached by the texts that were shown, below a folder named after everything else that
-decides their numbers: weights, precision, wording, allowed answers, lengths.
+What decides an answer besides the texts that are shown: weights, precision, wording, allowed
+answers, lengths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from annotated_types import Len
 
-from stackllm.engine.local import Engine, Task
+from stackllm.engine.local import Engine
 from stackllm.errors import UsageError
-from stackllm.llm.backbone import Dtype, choose_dtype, frozen_model, use_one_thread
-from stackllm.llm.encode import known_rows, shard_unit, workers
-from stackllm.llm.locate import EMBEDDED, prepare, revision_of
+from stackllm.llm.backbone import Dtype, choose_dtype
+from stackllm.llm.locate import EMBEDDED, revision_of
 from stackllm.llm.memory import within_memory
-from stackllm.llm.prompts import Prompt
+from stackllm.llm.prompts import Prompt, longest
+from stackllm.llm.rows import RowCache, Weights
 from stackllm.llm.scoring import answer_probabilities, calibrate, score_answers
 from stackllm.parameters import BackboneName, Name, TokenCount, check
 from stackllm.rating import prompt as asking
 from stackllm.rating.prompt import CUT, Piece, compose, compose_text
 from stackllm.rating.question import Asked, Case
 from stackllm.store.digest import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = 3
 
@@ -70,8 +74,6 @@ class RaterParams:
             raise UsageError("url and model go together: give both, or neither.")
 
 
-_SHARD_CASES = 112
-
 _CHARACTERS = 5
 """Characters a token of what is cut, where the tokenizer is not loaded to count."""
 
@@ -101,41 +103,24 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
         In a dry run, if a case is not in the cache.
     """
     dtype, reason = choose_dtype(params.dtype)
-    folder, identity = _folder(asked, params, dtype)
-    keys = [case.key for case in cases]
-    known = known_rows(engine.root, folder)
-    plans = [
-        [(case, key) for case, key in shard if key not in known]
-        for shard in _plan_shards(cases, keys)
-    ]
-    plans = [shard for shard in plans if shard]
-    if plans:
-        engine.reporter.say(
-            f"{asked.block}: {sum(map(len, plans))} of {len(cases)} prompts to put to {params.backbone}, "
-            f"in {dtype} ({reason})"
-        )
-        if not engine.dry_run:
-            prepare(params.backbone, engine.reporter.say)
-    tasks = [
-        Task(
-            shard_unit(folder, VERSION, identity, [key for _, key in shard]),
-            rate_shard,
-            (asked, shard, params, dtype),
-        )
-        for shard in reversed(plans)  # the longest texts first
-    ]
-    engine.ensure(asked.block, tasks, n_jobs=workers())
-    known = known_rows(engine.root, folder) if tasks else known
-    shards = {path: np.load(path / "answers.npy") for path in {known[key][0] for key in keys}}
-    found = [shards[path][place] for path, place in (known[key] for key in keys)]
-    return np.array(found).reshape(len(keys), len(asked.answers))
+    cached = _cache(asked, params, dtype).ensure(
+        cases,
+        engine,
+        asked.block,
+        f"prompts to put to {params.backbone}, in {dtype} ({reason})",
+        Weights(params.backbone, dtype),
+        answer_cases,
+        asked,
+        params,
+    )
+    return cached.take("answers").reshape(len(cases), len(asked.answers))
 
 
 def count_missing(
     asked: Asked, cases: list[Case], params: RaterParams, root: Path
 ) -> tuple[int, int]:
     """How many cases the cache below ``root`` lacks, and about how many tokens their prompts have."""
-    known = known_rows(root, _folder(asked, params, choose_dtype(params.dtype)[0])[0])
+    known = _cache(asked, params, choose_dtype(params.dtype)[0]).known(root)
     missing = [case for case in cases if case.key not in known]
     lengths = (
         _CHARACTERS * params.max_question_tokens,
@@ -146,28 +131,32 @@ def count_missing(
     )
 
 
-def _folder(asked: Asked, params: RaterParams, dtype: str) -> tuple[str, str]:
-    """Where answers are cached, and the digest of what decides them besides the texts."""
+def _cache(asked: Asked, params: RaterParams, dtype: str) -> RowCache:
+    """Where answers are kept, by all that decides them besides the texts."""
     identity = digest(
         VERSION, asking.VERSION, revision_of(params.backbone), dtype, asked,
         params.max_question_tokens, params.max_response_tokens,
     )  # fmt: skip
-    return f"rater/{identity[:16]}", identity
+    return RowCache("rater", VERSION, identity)
 
 
-def rate_shard(
-    folder: Path, asked: Asked, shard: list[tuple[Case, str]], params: RaterParams, dtype: Dtype
-) -> None:
-    """Answer ``(case, key)`` pairs and write ``keys`` and ``answers``."""
-    model, tokenizer = frozen_model(params.backbone, dtype)
-    use_one_thread()
-    probabilities = rate_cases(model, tokenizer, asked, [case for case, _ in shard], params)
-    np.save(folder / "keys.npy", np.array([key.encode() for _, key in shard]))
-    np.save(folder / "answers.npy", probabilities)
+def answer_cases(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[Case],
+    asked: Asked,
+    params: RaterParams,
+) -> dict[str, np.ndarray]:
+    """``answers`` to cases, as :func:`rate_cases` gives them."""
+    return {"answers": rate_cases(model, tokenizer, asked, list(cases), params)}
 
 
 def rate_cases(
-    model: Any, tokenizer: Any, asked: Asked, cases: list[Case], params: RaterParams
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Asked,
+    cases: list[Case],
+    params: RaterParams,
 ) -> np.ndarray:
     """Calibrated probabilities ``(n_cases, n_answers)`` from a loaded LLM; see :func:`rate`.
 
@@ -187,7 +176,7 @@ def rate_cases(
 
     def scores(prompts: list[Prompt]) -> np.ndarray:
         return within_memory(
-            prompts, budget, lambda most: score_answers(model, prompts, answers, most)
+            longest(prompts), budget, lambda most: score_answers(model, prompts, answers, most)
         )
 
     prior, made = (
@@ -198,7 +187,7 @@ def rate_cases(
 
 
 def make_prompts(
-    tokenizer: Any, asked: Asked, cases: list[Case], params: RaterParams
+    tokenizer: PreTrainedTokenizerBase, asked: Asked, cases: list[Case], params: RaterParams
 ) -> list[Prompt]:
     """Token ids of cases, those next to each other with the same question sharing its beginning."""
     form = ChatForm.of(tokenizer)
@@ -225,7 +214,7 @@ class ChatForm:
     opening: str
 
     @classmethod
-    def of(cls, tokenizer: Any) -> ChatForm:
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> ChatForm:
         """The tokenizer's chat template; a plain cue for an LLM that has none."""
         if not tokenizer.chat_template:
             return cls(tokenizer.bos_token or "", "\nReply:", " ")
@@ -236,13 +225,17 @@ class ChatForm:
         before, _, after = whole.partition(mark)
         return cls(before, after, "")
 
-    def answer_ids(self, tokenizer: Any, answer: str) -> list[int]:
+    def answer_ids(self, tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
         """Token ids of an answer as the reply would begin with it."""
         return list(tokenizer(self.opening + answer, add_special_tokens=False).input_ids)
 
 
 def _prompt(
-    tokenizer: Any, form: ChatForm, asked: Asked, cases: list[Case], params: RaterParams
+    tokenizer: PreTrainedTokenizerBase,
+    form: ChatForm,
+    asked: Asked,
+    cases: list[Case],
+    params: RaterParams,
 ) -> Prompt:
     """Token ids of cases that share everything up to their own part."""
     special = control_ids(tokenizer)
@@ -266,7 +259,7 @@ def _prompt(
     return Prompt(prefix, [ids_of([*own, Piece(form.after)]) for _, own in composed])
 
 
-def control_ids(tokenizer: Any) -> set[int]:
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Token ids that no text may become.
 
     Those that the tokenizer calls special are often but a few of them: whatever was added to the
@@ -276,7 +269,7 @@ def control_ids(tokenizer: Any) -> set[int]:
     return {*tokenizer.all_special_ids, *(i for i, token in added if str(token).strip())}
 
 
-def _shorten(tokenizer: Any, text: str, most: int, role: str) -> str:
+def _shorten(tokenizer: PreTrainedTokenizerBase, text: str, most: int, role: str) -> str:
     """At most so many tokens of a text: a question loses its middle, a response its end."""
     if role == "response":
         text = text[: 16 * most]  # spares tokenising what is cut anyway
@@ -288,20 +281,3 @@ def _shorten(tokenizer: Any, text: str, most: int, role: str) -> str:
     return CUT.join(
         str(tokenizer.decode(part, clean_up_tokenization_spaces=False)) for part in parts if part
     )
-
-
-def _plan_shards(cases: list[Case], keys: list[str]) -> list[list[tuple[Case, str]]]:
-    """Cases of the same question side by side, short ones first, cut into shards."""
-    size: dict[str, int] = {}
-    for case in cases:
-        longest = max((len(text) for text in case.responses), default=len(case.question))
-        size[case.question] = max(size.get(case.question, 0), longest)
-    order = sorted(
-        zip(cases, keys, strict=True), key=lambda pair: (size[pair[0].question], pair[0].question)
-    )
-    shards: list[list[tuple[Case, str]]] = [[]]
-    for _, group in groupby(order, key=lambda pair: pair[0].question):
-        if len(shards[-1]) >= _SHARD_CASES:
-            shards.append([])
-        shards[-1] += group
-    return [shard for shard in shards if shard]

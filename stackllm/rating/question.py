@@ -78,6 +78,11 @@ class Case:
         """Digest of the texts."""
         return digest(self.question, list(self.responses))
 
+    @property
+    def size(self) -> int:
+        """Characters of the longest response, or of the question where none is shown."""
+        return max(map(len, self.responses), default=len(self.question))
+
 
 def read_asked(path: Path) -> Asked:
     """Read and check an asked recipe.

@@ -11,6 +11,7 @@ from stackllm.engine.progress import Reporter
 from stackllm.errors import MissingInputError, StorageError, UsageError
 from stackllm.llm import encode as module
 from stackllm.llm import locate as converting
+from stackllm.llm import rows as rows_module
 from stackllm.llm.backbone import choose_dtype, load_backbone
 from stackllm.llm.encode import EncoderParams, encode
 from stackllm.llm.locate import find_backbone
@@ -83,24 +84,24 @@ def test_settings_that_change_numbers_change_the_cache(backbone, engine):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SHARD_ROWS", 6)
+    monkeypatch.setattr(rows_module, "_SHARD_ROWS", 6)
     rows = make_rows(8)
     whole = Engine(tmp_path / "whole", 1, Reporter(quiet=True))
     expected, _, _ = encode(rows, params(backbone), whole)
     stopped = Engine(tmp_path / "stopped", 1, Reporter(quiet=True))
-    original, done = module.encode_shard, []
+    original, done = module.read_texts, []
 
-    def dies_at_the_third(folder, *arguments):
+    def dies_at_the_third(*arguments):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(folder)
-        original(folder, *arguments)
+        done.append(1)
+        return original(*arguments)
 
-    monkeypatch.setattr(module, "encode_shard", dies_at_the_third)
+    monkeypatch.setattr(module, "read_texts", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         encode(rows, params(backbone), stopped)
     assert len(shards(stopped.root)) == 2
-    monkeypatch.setattr(module, "encode_shard", original)
+    monkeypatch.setattr(module, "read_texts", original)
     resumed, _, _ = encode(rows, params(backbone), stopped)
     assert np.array_equal(resumed, expected)
     names = lambda root: [path.name for path in shards(root)]  # noqa: E731
@@ -149,12 +150,12 @@ def test_attention_and_devices_change_no_number_beyond_rounding(backbone, tmp_pa
     for name, changes in (("plain", {}), ("other", setting)):
         engine = Engine(tmp_path / name, 1, Reporter(quiet=True))
         found.append(encode(rows, params(backbone, **changes), engine)[0])
-        module.frozen_model.cache_clear()
+        rows_module.frozen_model.cache_clear()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 def test_attention_that_is_not_installed_is_one_sentence(backbone, engine):
-    module.frozen_model.cache_clear()
+    rows_module.frozen_model.cache_clear()
     with pytest.raises(MissingInputError, match=r"[Ff]lash.*Install it, or take another attention"):
         encode(make_rows(2), params(backbone, attention="flash_attention_2"), engine)
 
@@ -193,7 +194,7 @@ def test_a_text_that_memory_cannot_hold_is_one_sentence(backbone, engine, monkey
 
 def test_a_damaged_converted_backbone_is_set_aside_told_and_made_again(tmp_path, monkeypatch):
     source = tmp_path / "weights.gguf"
-    source.write_bytes(b"weights")
+    source.write_bytes(b"GGUF weights")
     monkeypatch.setenv("STACKLLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(converting, "find_backbone", lambda name: source)
     monkeypatch.setattr(

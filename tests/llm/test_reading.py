@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stackllm.errors import StorageError
 from stackllm.llm.memory import within_memory
-from stackllm.llm.prompts import Prompt
+from stackllm.llm.prompts import Prompt, longest
 from stackllm.llm.reading import Reading, like_length, opened, pad, read_ends
 
 PROMPTS = [
@@ -90,7 +90,7 @@ def test_where_memory_runs_out_passes_get_smaller(budget, room):
             raise torch.OutOfMemoryError("this device is small")
         return most
 
-    found = within_memory(PROMPTS, budget, read)
+    found = within_memory(longest(PROMPTS), budget, read)
     assert found <= room
     assert found == budget or 2 * found + 1 > room  # no smaller than need be
     assert tried == sorted(set(tried), reverse=True)
@@ -101,7 +101,7 @@ def test_memory_for_nothing_is_one_sentence():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
     with pytest.raises(StorageError, match="one text at a time, the longest of 13 tokens"):
-        within_memory(PROMPTS, 100, read)
+        within_memory(longest(PROMPTS), 100, read)
 
 
 def test_other_errors_are_not_about_memory():
@@ -109,4 +109,4 @@ def test_other_errors_are_not_about_memory():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        within_memory(PROMPTS, 100, read)
+        within_memory(longest(PROMPTS), 100, read)

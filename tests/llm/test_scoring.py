@@ -63,7 +63,7 @@ def test_answers_of_one_token_need_no_second_pass(make_model):
     model = make_model("llama")
     assert continuations([[1], [2], [3]]) == []
     passes = []
-    model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    model.base_model.layers[0].register_forward_hook(lambda *_: passes.append(1))
     score_answers(model, PROMPTS[:2], [[1], [2], [3]])
     assert len(passes) == 2  # the prefixes, then the tails
     score_answers(model, PROMPTS[:2], [[1], [2, 3], [4, 5, 6]])

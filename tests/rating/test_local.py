@@ -14,6 +14,7 @@ import torch
 from stackllm.engine.local import Engine, PendingError
 from stackllm.engine.progress import Reporter
 from stackllm.errors import UsageError
+from stackllm.llm import rows
 from stackllm.llm.backbone import load_backbone
 from stackllm.rating import local as module
 from stackllm.rating.ask import ask
@@ -248,23 +249,23 @@ def test_a_changed_wording_is_asked_anew(backbone, engine):
 
 
 def test_a_stopped_run_goes_on_to_the_same_numbers(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SHARD_CASES", 6)
+    monkeypatch.setattr(rows, "_SHARD_ROWS", 6)
     cases = make_cases(8)
     expected = rate(RATING, cases, params(backbone), Engine(tmp_path / "whole", 1, Reporter(True)))
     stopped = Engine(tmp_path / "stopped", 1, Reporter(quiet=True))
-    original, done = module.rate_shard, []
+    original, done = module.answer_cases, []
 
-    def dies_at_the_third(folder, *arguments):
+    def dies_at_the_third(*arguments):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(folder)
-        original(folder, *arguments)
+        done.append(1)
+        return original(*arguments)
 
-    monkeypatch.setattr(module, "rate_shard", dies_at_the_third)
+    monkeypatch.setattr(module, "answer_cases", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         rate(RATING, cases, params(backbone), stopped)
     assert len(shards(stopped.root)) == 2
-    monkeypatch.setattr(module, "rate_shard", original)
+    monkeypatch.setattr(module, "answer_cases", original)
     assert np.array_equal(rate(RATING, cases, params(backbone), stopped), expected)
 
 

@@ -1,0 +1,152 @@
+"""What a folder of a model must hold to be loaded, looked at before anything is loaded.
+
+What transformers says of a file that is damaged or not there names neither the file nor what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stackllm.errors import MissingInputError, StorageError, UsageError
+
+_LFS = b"version https://git-lfs"
+"""How a file begins that git has put in place of a large one that it did not fetch."""
+
+_JSON = ("config.json", "generation_config.json", "tokenizer*.json", "vocab.json", "*.index.json")
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
+_UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+def gguf_in(path: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only weights of a folder. None if it means none.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds several.
+    """
+    if path.is_file():
+        return path if path.suffix.lower() == ".gguf" else None
+    files = _matching(path, "*.gguf", "*.GGUF")
+    if not files or _matching(path, "*.safetensors"):
+        return None
+    if len(files) > 1:
+        raise UsageError(
+            f"{path} holds {len(files)} GGUF files. Name the one to read, such as {files[0]}."
+        )
+    return files[0]
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse what is called a GGUF file and is none.
+
+    Raises
+    ------
+    MissingInputError, StorageError
+        If it is a git-lfs pointer, or something else.
+    """
+    _refuse_pointers([path])
+    if not _beginning(path).startswith(b"GGUF"):
+        raise StorageError(f"{path} is no GGUF file, or a damaged one. Fetch it again.")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder from which transformers cannot load a model and its tokenizer.
+
+    Raises
+    ------
+    MissingInputError
+        If it lacks configuration, weights or tokenizer, or holds pointers to them.
+    StorageError
+        If one of them is damaged.
+    UsageError
+        If it holds an adapter and no model.
+    """
+    _refuse_pointers(_matching(folder, "*"))
+    if not (folder / "config.json").is_file():
+        _refuse_adapter(folder)
+        raise MissingInputError(
+            f"{folder} has no config.json. Give the folder of a model as transformers saves it, with "
+            "config.json, weights and tokenizer."
+        )
+    contents = {path.name: _read_json(path) for path in _matching(folder, *_JSON)}
+    _check_weights(folder, contents)
+    if not _matching(folder, *_VOCABULARIES):
+        raise MissingInputError(
+            f"{folder} has weights but no tokenizer. Copy tokenizer.json and tokenizer_config.json "
+            "there from where the weights came from."
+        )
+
+
+def _check_weights(folder: Path, contents: dict[str, dict[str, Any]]) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for name, index in contents.items():
+        if name.endswith(".safetensors.index.json"):
+            shards = sorted(set(index.get("weight_map", {}).values()))
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing:
+                raise MissingInputError(
+                    f"{folder} lacks {len(missing)} of the {len(shards)} files of its weights, such as "
+                    f"{missing[0]}. Fetch them as well."
+                )
+    files = _matching(folder, "*.safetensors")
+    if not files and _matching(folder, *_UNSAFE):
+        raise MissingInputError(
+            f"{folder} has no weights as safetensors, and other formats can run code when they are read. "
+            "Fetch model.safetensors, or load the model with transformers and save it anew."
+        )
+    if not files:
+        raise MissingInputError(
+            f"{folder} has no weights. Put model.safetensors there, or name another folder."
+        )
+    for path in files:
+        try:
+            with safe_open(path, "numpy"):  # reads the list of what is in it, and compares sizes
+                pass
+        except SafetensorError as error:
+            raise StorageError(f"{path} is damaged ({error}). Fetch it again.") from error
+
+
+def _refuse_pointers(paths: list[Path]) -> None:
+    for path in paths:
+        if _beginning(path).startswith(_LFS):
+            raise MissingInputError(
+                f"{path} is not the file itself but git-lfs's pointer to it. Run git lfs pull in "
+                f"{path.parent}, or fetch the model again."
+            )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        base = _read_json(path).get("base_model_name_or_path")
+        raise UsageError(
+            f"{folder} holds an adapter, not a model. Give the model that it was trained on"
+            f"{f' ({base})' if base else ''}, or merge the two and save the result."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that transformers will read as an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a UnicodeDecodeError is one too
+        raise StorageError(f"{path} is damaged: no JSON ({error}). Fetch it again.") from error
+    if not isinstance(content, dict):
+        raise StorageError(
+            f"{path} is damaged: it holds a {type(content).__name__}, not an object. Fetch it again."
+        )
+    return content
+
+
+def _matching(folder: Path, *patterns: str) -> list[Path]:
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(paths)
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)

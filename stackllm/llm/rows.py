@@ -1,0 +1,240 @@
+"""The row cache: what a language model makes of a text is computed once, whatever run asks for it.
+
+Encoder, trunk and rater keep their rows here. A row is found again by its text below a folder named
+after everything else that decides its numbers. Shards hold whole groups of like length and are
+planned from all rows, so a stopped run goes on with the very batches it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from stackllm.engine.local import Engine, Task
+from stackllm.errors import StorageError
+from stackllm.llm.backbone import Attention, Devices, frozen_model, use_one_thread
+from stackllm.llm.locate import prepare
+from stackllm.store.digest import digest
+from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
+
+_SHARD_ROWS = 112
+"""Rows after which a shard is closed, once its last question is complete."""
+
+
+class Item(Protocol):
+    """What is read of one row."""
+
+    @property
+    def key(self) -> str:
+        """Digest of its texts."""
+
+    @property
+    def question(self) -> str:
+        """What it shares with its neighbours, which is read once for all of them."""
+
+    @property
+    def size(self) -> int:
+        """Characters of what it does not share."""
+
+
+class Text(NamedTuple):
+    """A question and one response to it."""
+
+    question: str
+    response: str
+
+    @property
+    def key(self) -> str:
+        """Digest of both."""
+        return digest(self.question, self.response)
+
+    @property
+    def size(self) -> int:
+        """Characters of the response."""
+        return len(self.response)
+
+
+Reader = Callable[..., dict[str, np.ndarray]]
+"""A function of a module that gets model, tokenizer, the items of a shard and what else it was given.
+
+Items that share their question stand side by side. It gives arrays by name, a row or more an item."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A frozen language model as workers load it; see :func:`~stackllm.llm.backbone.frozen_model`."""
+
+    backbone: str
+    precision: str
+    attention: Attention = "auto"
+    devices: Devices = "one"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rows stand in the cache, in the order in which they were asked for.
+
+    Parameters
+    ----------
+    places
+        Of each row, its shard's folder and its number in there.
+    """
+
+    places: Sequence[tuple[Path, int]]
+
+    def take(self, name: str) -> np.ndarray:
+        """The rows of an array that every shard holds, ``(n_rows, …)``; one shard open at a time."""
+        wanted: dict[Path, list[tuple[int, int]]] = {}
+        for row, (shard, place) in enumerate(self.places):
+            wanted.setdefault(shard, []).append((row, place))
+        taken = np.empty(0)
+        for shard, pairs in wanted.items():
+            stored = np.load(shard / f"{name}.npy", allow_pickle=False)
+            if not len(taken):
+                taken = np.empty((len(self.places), *stored.shape[1:]), stored.dtype)
+            rows, numbers = np.array(pairs).T
+            taken[rows] = stored[numbers]
+        return taken
+
+
+@dataclass(frozen=True)
+class RowCache:
+    """Rows that one model reads in one way.
+
+    Parameters
+    ----------
+    kind
+        Folder below the root that runs share.
+    version
+        Of the code that reads.
+    identity
+        Digest of everything but the texts that decides the numbers.
+    """
+
+    kind: str
+    version: int
+    identity: str
+
+    @property
+    def folder(self) -> str:
+        """Where the shards stand, below the root."""
+        return f"{self.kind}/{self.identity[:16]}"
+
+    def known(self, root: Path) -> dict[str, tuple[Path, int]]:
+        """Shard and number of each cached row, by its key; shards that are damaged count as absent."""
+        known: dict[str, tuple[Path, int]] = {}
+        for manifest in sorted((root / self.folder).glob(f"*/{MANIFEST}")):
+            try:
+                unit = Unit(f"{self.folder}/{manifest.parent.name}", stored_key(manifest.parent))
+                shard = open_unit(root, unit)
+            except (StorageError, ValueError):
+                continue
+            for number, row in enumerate(np.load(shard / "keys.npy", allow_pickle=False)):
+                known[row.decode()] = (shard, number)
+        return known
+
+    def ensure(
+        self,
+        items: Sequence[Item],
+        engine: Engine,
+        label: str,
+        doing: str,
+        weights: Weights,
+        read: Reader,
+        *args: Any,
+        check: Callable[[list[Any]], None] = lambda missing: None,
+    ) -> Rows:
+        """Read whatever is not in the cache.
+
+        Parameters
+        ----------
+        items
+            What is wanted; the same text may come again.
+        engine
+            Runs a unit a shard below ``engine.root``.
+        label, doing
+            What this work is called, and what is done with so many of so many.
+        weights
+            What reads.
+        read, args
+            Reads a shard.
+        check
+            Told which items are missing, before any is read; may refuse.
+
+        Raises
+        ------
+        PendingError
+            In a dry run, if an item is not in the cache.
+        StorageError
+            If memory does not even hold one text, or a worker died again and again.
+        """
+        keys = [item.key for item in items]
+        distinct = dict(zip(keys, items, strict=True))
+        known = self.known(engine.root)
+        planned = [
+            [(key, item) for key, item in shard if key not in known]
+            for shard in plan_shards(list(distinct.items()))
+        ]
+        shards = [shard for shard in planned if shard]
+        if shards:
+            missing = [item for shard in shards for _, item in shard]
+            engine.reporter.say(f"{label}: {len(missing)} of {len(distinct)} {doing}")
+            check(missing)
+            if not engine.dry_run:  # here and not in every worker at once
+                prepare(weights.backbone, engine.reporter.say)
+        tasks = [
+            Task(self._unit([key for key, _ in shard]), read_shard, (shard, weights, read, args))
+            for shard in reversed(shards)  # the longest texts first
+        ]
+        engine.ensure(label, tasks, n_jobs=workers())
+        known = self.known(engine.root) if tasks else known
+        return Rows([known[key] for key in keys])
+
+    def _unit(self, keys: list[str]) -> Unit:
+        """The unit of a shard: what decides its numbers, and the keys of the rows that it holds."""
+        rows = digest(keys)
+        return make_unit(f"{self.folder}/{rows[:24]}", self.version, self.identity, rows)
+
+
+def read_shard(
+    folder: Path,
+    shard: list[tuple[str, Any]],
+    weights: Weights,
+    read: Reader,
+    args: tuple[Any, ...],
+) -> None:
+    """Read the items of a shard and write ``keys`` and whatever arrays the reader gives."""
+    model, tokenizer = frozen_model(
+        weights.backbone, weights.precision, weights.attention, weights.devices
+    )
+    use_one_thread()
+    arrays = read(model, tokenizer, [item for _, item in shard], *args)
+    np.save(folder / "keys.npy", np.array([key.encode() for key, _ in shard]))
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def workers() -> int | None:
+    """One process a GPU machine; on a CPU every worker holds a model of its own."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else None
+
+
+def plan_shards(rows: Sequence[tuple[str, Item]]) -> list[list[tuple[str, Any]]]:
+    """Rows, with their keys, of the same question side by side, short ones first, cut into shards."""
+    size: dict[str, int] = {}
+    for _, item in rows:
+        size[item.question] = max(size.get(item.question, 0), item.size)
+    ordered = sorted(rows, key=lambda row: (size[row[1].question], row[1].question))
+    shards: list[list[tuple[str, Any]]] = [[]]
+    for _, group in groupby(ordered, key=lambda row: row[1].question):
+        if len(shards[-1]) >= _SHARD_ROWS:
+            shards.append([])
+        shards[-1] += group
+    return [shard for shard in shards if shard]

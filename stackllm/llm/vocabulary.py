@@ -1,0 +1,181 @@
+"""Scores over the whole vocabulary: what a language model makes of its last hidden states.
+
+Between the last hidden state and the logits, families differ: some scale, some cap, and of two that
+carry the same setting one may pass it over. So nothing of that is done here; the model's own code
+runs from its last hidden state on. Only the product with the head is ours to choose, because in
+half precision logits near 20 come in steps of an eighth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from stackllm.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_ROWS = 64
+"""States whose scores are in memory at once: few, so that they stay in the processor's cache."""
+_COLUMNS = 8_192
+"""Tokens of the vocabulary whose weights are widened at once: a copy of the whole head may be of GiB."""
+
+
+def score_tokens(
+    model: PreTrainedModel, hidden: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """How likely a token was, how sure the model, and how many tokens it held likelier.
+
+    Parameters
+    ----------
+    model
+        A transformers causal LM in evaluation mode.
+    hidden
+        Last hidden states ``(n_tokens, hidden)``, each before its token.
+    target
+        Token ids ``(n_tokens,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 ``(n_tokens, 3)``: log-probability, entropy in nats, rank (0 is the likeliest).
+
+    Raises
+    ------
+    UsageError
+        If the model cannot be run from its last hidden states on.
+    """
+    import torch
+
+    if not len(target):
+        return torch.empty((0, 3))
+    pieces = zip(_logits(model, hidden), target.split(_ROWS), strict=True)
+    return torch.cat([_measure(logits, ids) for logits, ids in pieces])
+
+
+def score_among(model: PreTrainedModel, hidden: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """Log-probability of each of a few tokens after each state, multiplied in float32.
+
+    Parameters
+    ----------
+    model, hidden
+        As for :func:`score_tokens`; ``(n_rows, hidden)``.
+    tokens
+        Token ids.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 ``(n_rows, len(tokens))``.
+
+    Raises
+    ------
+    UsageError
+        As for :func:`score_tokens`.
+    """
+    import torch
+
+    pieces = [
+        logits[:, tokens] - logits.logsumexp(1, keepdim=True)
+        for logits in _logits(model, hidden, widened=True)
+    ]
+    return torch.cat(pieces)
+
+
+def _measure(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Log-probability, entropy and rank: from float32 ``(n, vocabulary)`` to float32 ``(n, 3)``."""
+    import torch
+
+    chosen = logits.gather(1, target.to(logits.device)[:, None])  # (n, 1)
+    rank = (logits > chosen).sum(1)
+    top = logits.amax(1, keepdim=True)
+    weights = (logits - top).exp_()
+    total = weights.sum(1)
+    log_total = total.log() + top[:, 0]
+    entropy = log_total - torch.linalg.vecdot(weights, logits) / total
+    return torch.stack([chosen[:, 0] - log_total, entropy, rank.float()], dim=1)
+
+
+def _logits(
+    model: PreTrainedModel, hidden: torch.Tensor, widened: bool = False
+) -> Iterator[torch.Tensor]:
+    """Logits of some states after the other, float32 ``(up to _ROWS, vocabulary)``.
+
+    ``widened`` multiplies with the head in float32 whatever its weights are in.
+    """
+    import torch
+
+    with torch.inference_mode(), _head_alone(model, widened) as logits_of:
+        for states in hidden.split(_ROWS):
+            yield logits_of(states)
+
+
+@contextmanager
+def _head_alone(
+    model: PreTrainedModel, widened: bool
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """A function from last hidden states to logits: all that the model does but for its layers."""
+    import torch
+
+    head: Any = model.get_output_embeddings()
+    multiply = head.forward  # its own, or what accelerate has put in its place
+
+    def product(states: torch.Tensor) -> torch.Tensor:
+        if not widened:
+            return multiply(states).float()
+        weights = head.weight.split(_COLUMNS)
+        biases = [None] * len(weights) if head.bias is None else head.bias.float().split(_COLUMNS)
+        columns = zip(weights, biases, strict=True)
+        linear = torch.nn.functional.linear
+        return torch.cat([linear(states.float(), w.float(), b) for w, b in columns], dim=-1)
+
+    def logits_of(states: torch.Tensor) -> torch.Tensor:
+        given.last_hidden_state = states[None]
+        ids = torch.zeros((1, len(states)), dtype=torch.long, device=states.device)  # not looked at
+        logits: torch.Tensor = model(input_ids=ids).logits[0].float()
+        if not given.was_read:
+            raise UsageError(
+                f"{type(model).__name__}: the scores of such a model cannot be had from its last hidden states. "
+                "Choose a backbone of another family."
+            )
+        return logits
+
+    given = _Given()
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(head, product))
+        for layers in (model.base_model, model.get_decoder()):  # OPT asks the latter by itself
+            stack.enter_context(_replaced(layers, given))
+        yield logits_of
+
+
+@contextmanager
+def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else inside."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+class _Given:
+    """Stands for layers, and for their output: last hidden states ``(1, n, hidden)`` and nothing else."""
+
+    last_hidden_state: torch.Tensor
+    was_read = False
+
+    def __call__(self, *_: Any, **__: Any) -> _Given:
+        self.was_read = True
+        return self
+
+    def __getitem__(self, place: int | slice) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        return None
