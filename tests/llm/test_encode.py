@@ -83,6 +83,21 @@ def test_settings_that_change_numbers_change_the_cache(backbone, engine):
     assert len(shards(engine.root)) == 2
 
 
+def test_the_cache_goes_by_the_layers_that_are_read_not_by_how_they_were_named(
+    make_backbone, engine
+):
+    """Of 6 layers both give the third, fourth and fifth; of the last the second gives the sixth."""
+    rows, backbone = make_rows(2), make_backbone("llama", layers=6)
+    exact = encode(rows, params(backbone, depths=(1 / 2, 2 / 3, 5 / 6)), engine)
+    rounded = encode(rows, params(backbone, depths=(0.5, 0.667, 0.833)), engine)
+    assert rounded[2] == exact[2]
+    assert np.array_equal(rounded[0], exact[0])
+    assert len(shards(engine.root)) == 1
+    other = encode(rows, params(backbone, depths=(0.5, 0.667, 0.95)), engine)
+    assert other[2] != exact[2]
+    assert len(shards(engine.root)) == 2
+
+
 def test_a_stopped_run_goes_on_to_the_same_bytes(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "_SHARD_ROWS", 6)
     rows = make_rows(8)
