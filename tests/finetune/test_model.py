@@ -12,7 +12,7 @@ from small_decoders import LORA, N_CLASSES, make_inputs, make_params, make_rows,
 
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import Reporter
-from stackllm.errors import StorageError, TrainingError, UsageError
+from stackllm.errors import MissingInputError, StorageError, TrainingError, UsageError
 from stackllm.finetune import train as training
 from stackllm.finetune.dataset import Examples, TrainingParams
 from stackllm.finetune.model import (
@@ -426,9 +426,9 @@ def test_backbones_that_cannot_be_loaded_are_told_apart(make_backbone, tmp_path)
         load_model(kind, str(folder), "float32", num_labels=3)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(StorageError, match="its weights are damaged"):
+    with pytest.raises(StorageError, match=r"model.safetensors is damaged"):
         load_model(kind, str(folder), "float32", num_labels=5)
-    with pytest.raises(UsageError, match="is no decoder that transformers can load"):
+    with pytest.raises(MissingInputError, match=r"has no config.json"):
         load_model(kind, str(tmp_path), "float32")
 
 

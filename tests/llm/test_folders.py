@@ -127,7 +127,7 @@ def gguf(tmp_path_factory):
     draw = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     out = gguf.GGUFWriter(path, "llama")
-    width, n_tokens = 32, 258
+    width, n_tokens = 32, 259
     out.add_block_count(2)
     out.add_context_length(128)
     out.add_embedding_length(width)
@@ -139,8 +139,8 @@ def gguf(tmp_path_factory):
     out.add_vocab_size(n_tokens)
     letters = sorted(ByteLevel.alphabet())
     out.add_tokenizer_model("gpt2")
-    out.add_token_list(["<s>", "</s>", *letters])
-    out.add_token_types([3, 3, *[1] * len(letters)])
+    out.add_token_list(["<s>", "</s>", *letters, letters[0] + letters[1]])
+    out.add_token_types([3, 3, *[1] * (len(letters) + 1)])
     out.add_token_merges([f"{letters[0]} {letters[1]}"])
     out.add_bos_token_id(0)
     out.add_eos_token_id(1)
