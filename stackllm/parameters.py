@@ -187,7 +187,9 @@ def shown(value: Any, most: int = 80) -> str:
 def _checked(hint: Any, value: Any, label: str, wrong_type: type[StackllmError]) -> Any:
     from pydantic import ValidationError
 
-    if isinstance(value, list):
+    if getattr(value, "ndim", None) == 0:  # a number of numpy's
+        value = value.item()
+    elif isinstance(value, list):
         value = tuple(value)
     try:
         return _validator(hint).validate_python(value)

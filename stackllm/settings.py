@@ -352,9 +352,14 @@ def _members(
         elif isinstance(kind, str) and (kind in KINDS or is_own(kind)):
             if is_own(kind):  # a file name, with the class behind it
                 kind = _anchored(FileName, kind, folder, label)
-            made: Any = build(label, kind_of(kind).params, given, None, folder)
-            name = kind.rpartition(":")[2].lower()
-            members.append(Member(entry.get("name", name), kind, made))
+            try:
+                params = kind_of(kind).params
+            except StackllmError as error:  # of the user's own file
+                raise type(error)(f"{label}: {error}") from error
+            made: Any = build(label, params, given, None, folder)
+            name = entry.get("name", kind.rpartition(":")[2].lower())
+            _check_name(label, name)
+            members.append(Member(name, kind, made))
         else:
             known = [*KINDS, "external", "default"]
             raise DataError(

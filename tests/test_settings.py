@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Len, Lt
 from click.testing import CliRunner
@@ -164,6 +165,9 @@ def test_whole_numbers_and_lists_give_the_same_digest():
     boosting, lexical = CLASSES["BoostingParams"], CLASSES["LexicalParams"]
     assert digest(boosting(l2=1)) == digest(boosting(l2=1.0))
     assert digest(lexical(views=["words"])) == digest(lexical(views=("words",)))
+    assert boosting(n_trees=np.int64(5), l2=np.float32(0.5)) == boosting(n_trees=5, l2=0.5)
+    with pytest.raises(UsageError, match=r"n_trees must be a whole number .*, not 0\."):
+        boosting(n_trees=np.int64(0))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,7 @@ def test_whole_numbers_and_lists_give_the_same_digest():
         (f"{TRAINING}warmup = 2", 2, "number 1, [member.training] warmup must be a number from 0 to below 1, not 2"),
         (f"{TRAINING}warmups = 2", 65, '[member.training] has no key "warmups". Did you mean "warmup"?'),
         (f"{TRAINING}report_to = ['tensorbord']", 2, 'no tracker "tensorbord". Did you mean "tensorboard"?'),
+        ("[[member]]\nkind = 'no.py:Class'", 66, "[[member]] number 1: "),
         ("[data]\ntrain = '~nobody-of-that-name/train.csv'", 66, "Write the whole path."),
     ],
 )  # fmt: skip
