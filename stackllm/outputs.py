@@ -144,11 +144,10 @@ def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequenc
         _write_record(study, board, _members_record(posteriors, study))
         return Run(root, board)
     board = leaderboard(rounds, study.design, timings, study.truth)
-    best = min(rounds, key=lambda played: played.loss)  # the first of equals
-    full = full_predictions(study)
-    _write_predictions(study, rounds, best, full)
+    best = best_round(rounds)
+    _write_predictions(study, rounds, best, full_predictions(study))
     _write_record(study, board, _rounds_record(rounds, best))
-    store_model(study, best, sorted(full))
+    store_best(study, rounds)
     told = tuple(verdicts(rounds, study.design))
     return Run(root, board, told, best.number, best.loss, root / "submission.csv")
 
@@ -177,6 +176,17 @@ def _write_predictions(
             for fit in played.fits
         )
         write_file(root / "pseudo_labels.parquet", labels.write_parquet)
+
+
+def best_round(rounds: Sequence[Round]) -> Round:
+    """The round whose final posteriors have the least out-of-fold log loss; the first of equals."""
+    return min(rounds, key=lambda played: played.loss)
+
+
+def store_best(study: Study, rounds: Sequence[Round]) -> None:
+    """Store which units make up the best round's model, for new groups."""
+    refitted = [member.name for member in study.settings.members if member.traits.refitted]
+    store_model(study, best_round(rounds), refitted)
 
 
 def full_predictions(study: Study) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from stackllm.engine.local import PendingError
 from stackllm.members.build import StoredInputs, build_inputs, index_trunk
 from stackllm.members.inputs import load_inputs
 from stackllm.members.stage import cross_fit_members
-from stackllm.outputs import Run, hand_out, recorded
+from stackllm.outputs import Run, hand_out, recorded, store_best
 from stackllm.planning import Plan, make_plan
 from stackllm.settings import Settings
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
@@ -65,7 +65,7 @@ def plan(
     study = open_study(settings, workspace, truth)
     notes: list[str] = []
     units: dict[str, str] = {}
-    for step in (store_folds, partial(play, until=until)):
+    for step in (store_folds, partial(_play_and_store, until=until)):
         try:
             step(study)
         except PendingError as error:
@@ -73,6 +73,12 @@ def plan(
             notes += [error.note] if error.note else []
     rounds = settings.pseudo.rounds if until == "pseudo" else 0
     return make_plan(study, rounds, until != "features", notes, units)
+
+
+def _play_and_store(study: Study, until: Until) -> None:
+    _, rounds = play(study, until)
+    if rounds:
+        store_best(study, rounds)
 
 
 def play(study: Study, until: Until) -> tuple[dict[str, Calibrated], list[Round]]:

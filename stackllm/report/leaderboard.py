@@ -72,20 +72,30 @@ def member_scores(
 
 
 def verdicts(rounds: Sequence[Round], design: Design) -> list[str]:
-    """Each round beside the one before it: the difference of their out-of-fold losses, paired over groups."""
-    return [_verdict(before, after, design) for before, after in pairwise(rounds)]
+    """Each round beside the one before it, in words."""
+    return [
+        f"round {after.number}: out-of-fold posterior log loss {after.loss:.4f}, before {before.loss:.4f}; "
+        + verdict(before.final.oof, after.final.oof, design)
+        for before, after in pairwise(rounds)
+    ]
 
 
-def _verdict(before: Round, after: Round, design: Design) -> str:
-    gains = row_losses(before.final.oof, design.labels) - row_losses(after.final.oof, design.labels)
+def verdict(before: np.ndarray, after: np.ndarray, design: Design) -> str:
+    """What one set of out-of-fold predictions gains over another on the same rows, and whether that is news.
+
+    Parameters
+    ----------
+    before, after
+        Probabilities, float64 ``(n_train, n_classes)``.
+    design
+        Labels and groups.
+    """
+    gains = row_losses(before, design.labels) - row_losses(after, design.labels)
     gain, error = float(gains.mean()), bootstrap_error(gains, design.train_groups)
     said = "better" if gain > 0 else "worse"
     if not abs(gain) > 2 * error:  # also where a single group leaves the error unknown
         said = "no difference beyond its error"
-    return (
-        f"round {after.number}: out-of-fold posterior log loss {after.loss:.4f}, before {before.loss:.4f}; "
-        f"gain {gain:+.4f} ± {error:.4f}, paired over groups: {said}"
-    )
+    return f"gain {gain:+.4f} ± {error:.4f}, paired over groups: {said}"
 
 
 def render(board: pl.DataFrame) -> str:
