@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from stackllm.errors import DataError, MissingInputError
 from stackllm.parameters import FileName, Name, check
 from stackllm.tables.columns import find_column
-from stackllm.tables.files import check_ids, check_text, read_table
+from stackllm.tables.files import check_ids, check_text, read_frame
 from stackllm.tables.groups import SameQuestion, check_filled, group_ids, said_of_merged
 from stackllm.tables.ids import Rows, id_column, unlike_rows
 from stackllm.tables.labels import plain_labels, sort_classes
@@ -227,7 +227,7 @@ def _read_rows(
     path: Path, params: TableParams, labelled: bool, report: _Report
 ) -> tuple[pl.DataFrame, str]:
     """Columns ``row_id, group, question, response`` (and ``target``) of one file, and what its id column is called."""
-    raw = read_table(path)
+    raw = read_frame(path)
     roles = {"group": params.group, "response": params.text}
     if params.question is not None:
         roles["question"] = params.question

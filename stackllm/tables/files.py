@@ -55,10 +55,6 @@ def read_frame(
     return _with_numbers(path, frame, wanted)
 
 
-read_table = read_frame
-"""The same, where no column is expected to hold numbers."""
-
-
 def check_text(path: Path, frame: pl.DataFrame, names: Iterable[str], kind: str = "text") -> None:
     """Refuse columns that hold lists, structs or the like where a text (or a number) is needed.
 

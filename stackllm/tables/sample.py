@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stackllm.errors import DataError
 from stackllm.tables.contest import Table
-from stackllm.tables.files import read_table
+from stackllm.tables.files import read_frame
 from stackllm.tables.ids import find_rows, first_few, id_column
 from stackllm.tables.submission import Floats, match_classes
 
@@ -67,7 +67,7 @@ def read_sample(path: Path, table: Table) -> SampleLayout:
     MissingInputError, DataError, StorageError
         With the ids or the class that one of them lacks.
     """
-    frame, rows = read_table(path), table.test_rows()
+    frame, rows = read_frame(path), table.test_rows()
     wanted = rows.ids.sort()
     holds_ids = [column.name for column in frame if column.sort().equals(wanted)]
     name = holds_ids[0] if len(holds_ids) == 1 else id_column(path, frame, rows=rows)

@@ -27,7 +27,7 @@ from stackllm.tables.foreign import anew, rewritten
 
 POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
-_FIELD = r'(?:[^",\r\n]*+|"(?:[^"]++|"")*+")'
+_FIELD = r'(?:"(?:[^"]++|"")*+"|[^",\r\n]*+)'
 _STRICT_RECORD = re.compile(rf"{_FIELD}(?:,{_FIELD})*+(?:\r?\n)?")
 _ODD_QUOTE = re.compile(r'\\"|""|(?:^|,)\s+"')
 """In a record that is not strict: quotes that somebody meant as quoting, but not as RFC 4180 does."""
@@ -79,7 +79,7 @@ def read_header(path: Path, content: bytes) -> list[str]:
     if lines.end_bare:
         raise DataError(
             f"{path}: lines end in a bare carriage return, as on old Macs. "
-            + rewritten(path, 'eol_char="\\r"')
+            + rewritten(path, 'eol_char="\\r", infer_schema=False')
         )
     return header
 
@@ -256,14 +256,14 @@ def _checked(path: Path, lines: _Lines, width: int) -> Iterator[list[str]]:
             return
         except csv.Error as error:
             _refuse_quotes(path, row, f"{_said(error)}, {where}", "".join(lines.raw))
-        raw = "".join(lines.raw)
-        if '"' in raw and not _STRICT_RECORD.fullmatch(raw) and _ODD_QUOTE.search(raw):
-            _refuse_quotes(path, row, f"a quote inside an unquoted field, {where}", raw)
         if lines.end_bare:
             raise DataError(
                 f"{path}: row {row} has a bare carriage return outside quotes ({where}). Quote texts "
                 f'that hold one (in pandas: df.to_csv("{path.as_posix()}", index=False, quoting=1)).'
             )
+        raw = "".join(lines.raw)
+        if '"' in raw and not _STRICT_RECORD.fullmatch(raw) and _ODD_QUOTE.search(raw):
+            _refuse_quotes(path, row, f"a quote inside an unquoted field, {where}", raw)
         if not cells:
             continue
         if len(cells) != width:

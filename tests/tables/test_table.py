@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stackllm.errors import DataError, MissingInputError
 from stackllm.tables.contest import TableParams, read_training, sort_classes
-from stackllm.tables.files import read_table
+from stackllm.tables.files import read_frame
 
 TRAIN = "Question,Response,target\nq1,a,0\nq1,b,1\nq2,c,0\nq2,d,1\n"
 TEST = "id,Question,Response\n007,q3,x\n008,q3,y\n"
@@ -40,7 +40,7 @@ def test_kaggle_layout_needs_no_configuration(contest):
 def test_parquet_and_csv_give_the_same_table(contest, tmp_path):
     params = contest()
     for name in ("train", "test"):
-        read_table(tmp_path / f"{name}.csv").write_parquet(tmp_path / f"{name}.parquet")
+        read_frame(tmp_path / f"{name}.csv").write_parquet(tmp_path / f"{name}.parquet")
     other = TableParams(train=str(tmp_path / "train.parquet"), test=str(tmp_path / "test.parquet"))
     assert read_training(other).train.equals(read_training(params).train)
     assert read_training(other).test.equals(read_training(params).test)
@@ -62,7 +62,7 @@ def test_empty_lines_are_no_rows(contest):
 
 def test_parquet_may_hold_further_columns_of_any_type(contest, tmp_path):
     params = contest("Question,Response,target\nq,a,0\nq,b,1\n", TEST)
-    wide = read_table(Path(params.train)).with_columns(vector=pl.Series([[1.0, 2.0], [3.0]]))
+    wide = read_frame(Path(params.train)).with_columns(vector=pl.Series([[1.0, 2.0], [3.0]]))
     wide.write_parquet(tmp_path / "wide.parquet")
     table = read_training(dataclasses.replace(params, train=str(tmp_path / "wide.parquet")))
     assert table.train["response"].to_list() == ["a", "b"]
@@ -138,7 +138,7 @@ def test_missing_files_and_folders(tmp_path):
     with pytest.raises(MissingInputError, match=r"no such file. Run in the folder"):
         read_training(TableParams(train=str(tmp_path / "no.csv"), test=str(tmp_path / "no2.csv")))
     with pytest.raises(MissingInputError, match="this is a folder"):
-        read_table(tmp_path)
+        read_frame(tmp_path)
 
 
 def test_one_label_only_is_refused(contest):
@@ -159,4 +159,4 @@ def test_any_cell_survives_csv(tmp_path_factory, rows):
     rows = [(f"x{a}", f"{b}y") for a, b in rows]
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     pl.DataFrame(rows, schema=["a", "b"], orient="row").write_csv(path)
-    assert read_table(path).rows() == rows
+    assert read_frame(path).rows() == rows
