@@ -70,17 +70,22 @@ def read_header(path: Path, content: bytes) -> list[str]:
         raise DataError(
             f'{path}: the header is not well-formed ({_said(error)}). Inside quotes, write " as "".'
         ) from error
+    if lines.end_bare:
+        raise DataError(
+            f"{path}: lines end in a bare carriage return, as on old Macs. "
+            + rewritten(path, 'eol_char="\\r", infer_schema=False')
+        )
+    if _odd_quote("".join(lines.raw)):
+        raise DataError(
+            f"{path}: the header is not well-formed (a quote inside an unquoted name). Put the whole name in "
+            'quotes, without a space before them, and write " inside it as "".'
+        )
     if not header:
         raise DataError(
             f"{path}: the first line is empty; a header is needed there. Remove the empty lines."
         )
     if sum(map(len, header)) > _LONGEST_HEADER // 2:
         raise DataError(f"{path}: the header is longer than a megabyte. Check the first line.")
-    if lines.end_bare:
-        raise DataError(
-            f"{path}: lines end in a bare carriage return, as on old Macs. "
-            + rewritten(path, 'eol_char="\\r", infer_schema=False')
-        )
     return header
 
 
@@ -262,7 +267,7 @@ def _checked(path: Path, lines: _Lines, width: int) -> Iterator[list[str]]:
                 f'that hold one (in pandas: df.to_csv("{path.as_posix()}", index=False, quoting=1)).'
             )
         raw = "".join(lines.raw)
-        if '"' in raw and not _STRICT_RECORD.fullmatch(raw) and _ODD_QUOTE.search(raw):
+        if _odd_quote(raw):
             _refuse_quotes(path, row, f"a quote inside an unquoted field, {where}", raw)
         if not cells:
             continue
@@ -275,6 +280,11 @@ def _checked(path: Path, lines: _Lines, width: int) -> Iterator[list[str]]:
             raise DataError(f"{path}: row {row} is empty ({where}). Remove it.")
         yield cells
         row += 1
+
+
+def _odd_quote(raw: str) -> bool:
+    """Does a record hold a quote that somebody may have meant in another way?"""
+    return bool('"' in raw and not _STRICT_RECORD.fullmatch(raw) and _ODD_QUOTE.search(raw))
 
 
 def _about_width(cells: Sequence[str], width: int) -> str:

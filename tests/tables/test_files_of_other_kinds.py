@@ -140,6 +140,11 @@ KINDS = {
     "column twice": (
         "id,a,a\n1,1,0\n", 'names "a" more than once. Rename', edited("a,a", "a,b"),
     ),
+    "a space before a quoted name": (
+        'id, "group", "a", "b"\n007,q,1,0\n',
+        "header is not well-formed .*without a space before them",
+        edited(', "', ',"'),
+    ),
     "backslashes": (
         'id,group,a,b\n007,"5\\" wide, ""x""",1,0\n',
         r'row 1 is not well-formed CSV \(text after a closing quote, line 2\)',
