@@ -18,7 +18,7 @@ from stackllm.errors import StackllmError
 from stackllm.optim.improve import Request, improve
 from stackllm.tables.files import write_frame
 
-CASES = int(os.environ.get("STACKLLM_FUZZ_CASES", "1500"))
+CASES = int(os.environ.get("STACKLLM_FUZZ_CASES", "600"))
 PIECES = (
     b",", b'"', b"\n", b"\r\n", b"\r", b"\0", b";", b"\t", b"nan", b"-inf", b"1e400", b"1e-320", b"-",
     b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", "ü".encode(), b"0", b"1", b"0x1", b"1_0", b"id", b"group",
