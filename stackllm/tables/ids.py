@@ -80,8 +80,8 @@ def id_column(
     rest = [name for name in frame.columns if name not in set(beside)]
     if wanted is not None and rows is None:
         return find_column(path, rest, wanted, "ids")
-    named = [wanted, rows.ids.name if rows else None]
-    names = list(dict.fromkeys([*filter(None, named), *ID_NAMES]))
+    first = [wanted, rows.ids.name if rows else None]
+    names = list(dict.fromkeys([*filter(None, first), *ID_NAMES]))
     exact = next((name for name in names if name in rest), None)
     if exact is not None:
         return exact
@@ -95,10 +95,11 @@ def id_column(
         return alike[0]
     likely = next((name for name in rest if _looks_like_ids(frame[name], rows)), None)
     if likely is not None:
-        said = (
-            f'Rename it "{names[0]}" if it holds the ids, else remove it: then rows count from 0.'
+        named = "" if rows else ", or name it with the setting id,"
+        raise DataError(
+            f'{path}: column "{likely}" looks like ids, but is not called so. Rename it "{names[0]}"{named} if '
+            "it holds the ids; else remove it, and rows count from 0."
         )
-        raise DataError(f'{path}: column "{likely}" looks like ids, but is not called so. {said}')
     if wanted is not None:
         find_column(path, rest, wanted, "ids")
     return None
@@ -196,7 +197,7 @@ def _looks_like_ids(column: pl.Series, rows: Rows | None) -> bool:
     if column.dtype != pl.String or len(column) == 0:
         return False
     if called_like_ids(column.name):
-        # numbers from 0 say no more than the order of the rows does
+        # pandas' own numbers from 0 say no more than the order of the rows does
         return column.n_unique() == len(column) and not _counts(column)
     return (
         rows is not None and len(column) == len(rows.ids) and column.sort().equals(rows.ids.sort())
@@ -204,4 +205,5 @@ def _looks_like_ids(column: pl.Series, rows: Rows | None) -> bool:
 
 
 def _counts(column: pl.Series) -> bool:
-    return column.equals(pl.Series(np.arange(len(column))).cast(pl.String))
+    by_pandas = column.name.startswith(("Unnamed: ", "__index_level_", "index"))
+    return by_pandas and column.equals(pl.Series(np.arange(len(column))).cast(pl.String))

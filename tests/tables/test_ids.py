@@ -62,6 +62,8 @@ def test_columns_that_hold_no_ids_are_none():
     repeated = pl.DataFrame({"prompt_id": ["1", "1"], "index": ["0", "1"], "text": ["a", "b"]})
     assert id_column(PATH, repeated) is None
     assert id_column(PATH, frame("id"), beside=["id"]) is None
+    with pytest.raises(DataError, match='column "test_id" looks like ids'):
+        id_column(PATH, pl.DataFrame({"test_id": ["0", "1"]}))
 
 
 def test_a_table_that_is_matched_is_known_by_the_name_or_the_ids_of_the_rows():
