@@ -16,7 +16,7 @@ from stackllm.parameters import FileName, Name, check
 from stackllm.tables.columns import find_column
 from stackllm.tables.files import check_ids, check_text, read_frame
 from stackllm.tables.groups import SameQuestion, check_filled, group_ids, said_of_merged
-from stackllm.tables.ids import Rows, id_column, unlike_rows
+from stackllm.tables.ids import Rows, column_of_codes, id_column
 from stackllm.tables.labels import plain_labels, sort_classes
 
 
@@ -269,21 +269,19 @@ def _ids(
 ) -> tuple[pl.Series, str]:
     """Ids of rows, and what their column is called: ``id`` where rows are numbered."""
     wanted = None if labelled and params.id not in raw.columns else params.id
-    name: str | None = None
-
-    def look() -> None:
-        nonlocal name
+    name = None
+    try:
         name = id_column(path, raw, wanted, beside=beside)
         if name is not None:
             check_text(path, raw, [name])
             check_ids(path, raw, name)
-
-    report.attempt(look)
+    except DataError as error:
+        report.problems.append(str(error))
     if name is not None:
         return raw[name], name
     if not labelled:
         report.notes.append(f"{path}: no id column, so rows are numbered from 0.")
-        likely = unlike_rows(raw, beside)
+        likely = column_of_codes(raw, beside)
         if likely is not None:
             report.warnings.append(
                 f'{path}: rows are numbered from 0, though column "{likely}" has another value in each of them. '

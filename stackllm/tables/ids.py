@@ -105,7 +105,7 @@ def id_column(
     return None
 
 
-def unlike_rows(frame: pl.DataFrame, beside: Iterable[str]) -> str | None:
+def column_of_codes(frame: pl.DataFrame, beside: Iterable[str]) -> str | None:
     """A column that could hold ids although nothing in its name says so: a short word, never the same twice."""
     for column in frame.drop(list(beside), strict=False):
         if column.dtype != pl.String or len(column) < 2 or column.n_unique() < len(column):
