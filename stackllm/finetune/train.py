@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stackllm.engine import ranks
-from stackllm.errors import StorageError, TrainingError
+from stackllm.errors import TrainingError
 from stackllm.finetune.dataset import Collate, Examples, TrainingParams
 from stackllm.finetune.model import Batch, logits, trained
 from stackllm.finetune.resume import load_batch_size
-from stackllm.llm.memory import is_out_of_memory
+from stackllm.llm.memory import halving, within_memory
 from stackllm.store.checkpoints import checkpoint
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
 
 
 def train(
-    model: Any,
+    model: PeftModel,
     examples: Examples,
     params: TrainingParams,
     seed: int,
@@ -58,41 +62,41 @@ def train(
     examples = examples.smoothed(params.label_smoothing)
     start = {name: value.detach().clone() for name, value in trained(model).items()}
     before = checkpoint()
+
+    def attempt(batch_size: int) -> None:
+        nonlocal before
+        state, before = before, None  # one that ran out of memory starts anew
+        for name, value in trained(model).items():
+            value.data.copy_(start[name])
+        model.zero_grad(set_to_none=True)
+        trainer = make_trainer(model, examples, params, batch_size, seed)
+        record = History(history, batch_size, state)
+        trainer.add_callback(record)
+        stopping = None
+        if validate is not None:
+            stopping = EarlyStopping(model, validate, params.patience, record, state)
+            trainer.add_callback(stopping)
+        trainer.add_callback(Saving(trainer, record, stopping))
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        if not is_finite(model):
+            raise TrainingError("weights are no numbers after the last step. Lower learning_rate.")
+
     batch_size = params.batch_size if before is None else load_batch_size(before)
-    while True:
-        try:
-            trainer = make_trainer(model, examples, params, batch_size, seed)
-            record = History(history, batch_size, before)
-            trainer.add_callback(record)
-            stopping = None
-            if validate is not None:
-                stopping = EarlyStopping(model, validate, params.patience, record, before)
-                trainer.add_callback(stopping)
-            trainer.add_callback(Saving(trainer, record, stopping))
-            trainer.train(resume_from_checkpoint=None if before is None else str(before))
-            if not is_finite(model):
-                raise TrainingError(
-                    "weights are no numbers after the last step. Lower learning_rate."
-                )
-            break
-        except RuntimeError as error:
-            if (
-                not is_out_of_memory(error) or ranks.rank()
-            ):  # rank 0 may have had room: it must not wait for us
-                raise
-            if batch_size == 1 or ranks.size() > 1:
-                raise StorageError(
-                    f"out of memory with {batch_size} rows a pass. Lower batch_size (and raise accumulation "
-                    'as much), max_length_answer or trainable_layers, or take precision "nf4".'
-                ) from error
-            batch_size, before = batch_size // 2, None
-            for name, value in trained(model).items():
-                value.data.copy_(start[name])
-            model.zero_grad(set_to_none=True)
+    if ranks.rank():  # rank 0 may have had room, and must not wait for us
+        attempt(batch_size)
+        return
+    least = 1 if ranks.size() == 1 else batch_size
+    halving(
+        batch_size,
+        attempt,
+        f"{least} rows a pass. Lower batch_size (and raise accumulation as much), max_length_answer or "
+        'trainable_layers, or take precision "nf4".',
+        least,
+    )
 
 
 def predict(
-    model: Any, rows: np.ndarray, lengths: np.ndarray, collate: Collate, batch_size: int = 32
+    model: PeftModel, rows: np.ndarray, lengths: np.ndarray, collate: Collate, batch_size: int = 32
 ) -> np.ndarray:
     """Class probabilities of rows, float64 ``(len(rows), n_classes)``.
 
@@ -113,8 +117,8 @@ def predict(
 
 
 def read(
-    function: Callable[[Any, Batch], Any],
-    model: Any,
+    function: Callable[[PeftModel, Batch], Tensor],
+    model: PeftModel,
     rows: np.ndarray,
     lengths: np.ndarray,
     collate: Collate,
@@ -139,30 +143,21 @@ def read(
     device = next(model.parameters()).device
     order = np.argsort(lengths, kind="stable")
     pieces: list[np.ndarray] = []
-    at = 0
-    while at < len(order):
-        try:
+
+    def go_on(size: int) -> None:
+        for at in range(sum(map(len, pieces)), len(order), size):
             with torch.inference_mode():
-                found = function(model, collate(rows[order[at : at + batch_size]]).to(device))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if batch_size == 1:
-                raise StorageError(
-                    "out of memory with one row a pass. Lower max_length_answer, or take a smaller "
-                    "backbone or precision."
-                ) from error
-            batch_size //= 2
-            continue
-        pieces.append(found.float().cpu().numpy())
-        at += batch_size
+                result = function(model, collate(rows[order[at : at + size]]).to(device))
+            pieces.append(result.float().cpu().numpy())
+
+    within_memory(int(lengths.max()), batch_size, go_on)
     result = np.concatenate(pieces)
     back = np.empty_like(result)
     back[order] = result
     return back
 
 
-def is_finite(model: Any) -> bool:
+def is_finite(model: nn.Module) -> bool:
     """Are all trained weights numbers?"""
     import torch
 

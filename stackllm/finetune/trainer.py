@@ -16,7 +16,7 @@ from stackllm.engine.progress import trackers_folder
 from stackllm.errors import TrainingError
 from stackllm.finetune import resume
 from stackllm.finetune.dataset import Examples, TrainingParams
-from stackllm.finetune.model import HEAD, Batch, logits, trained
+from stackllm.finetune.model import Batch, logits, of_head, trained
 from stackllm.finetune.sampler import Steps
 
 
@@ -170,11 +170,11 @@ def _parameters(network: Network, params: TrainingParams) -> list[dict[str, Any]
     rates = {False: params.learning_rate, True: params.head_learning_rate}
     return [
         {
-            "params": [p for name, p in named.items() if (f".{HEAD}." in name) == of_head],
+            "params": [p for name, p in named.items() if of_head(name) == head],
             "lr": rate,
             "weight_decay": params.weight_decay,
         }
-        for of_head, rate in rates.items()
+        for head, rate in rates.items()
     ]
 
 

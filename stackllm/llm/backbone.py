@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Devices = Literal["one", "all"]
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+"""The transformers class that makes a classifier of a backbone."""
 
 QUANTISED = ("int8", "nf4")
 """Precisions of weights that bitsandbytes packs and computes with in another."""
@@ -126,9 +129,10 @@ def load_model(
     echo: Callable[[str], None] = print,
     attention: Attention = "auto",
     devices: Devices = "one",
+    unquantised: Sequence[str] = (),
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Weights and tokenizer of a decoder LLM, on the GPU where there is one.
+    """Weights and tokenizer of a language model, on the GPU where there is one.
 
     Parameters
     ----------
@@ -145,13 +149,17 @@ def load_model(
     devices
         On ``"one"`` GPU, this process's, or its layers shared out over ``"all"``, which is for models
         that are too large for one. Without a GPU both mean the CPU.
+    unquantised
+        Names of linear layers that ``"int8"`` and ``"nf4"`` leave as they are; none means those that
+        transformers leaves.
     options
-        Further arguments of ``from_pretrained``.
+        Further settings of the model's configuration.
 
     Returns
     -------
     model, tokenizer
-        The tokenizer always has a pad token and the model's configuration names it.
+        The tokenizer always has a pad token that the model has an embedding of, and the model's
+        configuration names it. ``model.new_weights`` are names of weights that were not stored.
 
     Raises
     ------
@@ -165,34 +173,45 @@ def load_model(
     import torch
     import transformers
 
-    options |= {"local_files_only": True} if Path(location).exists() else {}
-    options |= {"trust_remote_code": False, **weights_options(precision)}
+    shared: dict[str, Any] = {"trust_remote_code": False}
+    shared |= {"local_files_only": True} if Path(location).exists() else {}
+    loading = weights_options(precision, unquantised)
     if attention != "auto":
-        options["attn_implementation"] = attention
+        loading["attn_implementation"] = attention
     if devices == "all" and ranks.size() > 1:
         raise UsageError(
             f'backbone "{name}": devices = "all" is for one process. Start the command without accelerate '
             'launch, or set devices = "one".'
         )
     if devices == "all":
-        options["device_map"] = "auto"
+        loading["device_map"] = "auto"
     elif torch.cuda.is_available():
-        options["device_map"] = {"": torch.cuda.current_device()}
-    shared: dict[str, Any] = {
-        key: options[key] for key in ("local_files_only", "trust_remote_code") if key in options
-    }
-    with _load_errors(name):
-        transformers.AutoConfig.from_pretrained(location, **shared)  # else the tokenizer is blamed
+        loading["device_map"] = {"": torch.cuda.current_device()}
+    with _load_errors(name, kind):
+        config = transformers.AutoConfig.from_pretrained(location, **shared, **options)
     tokenizer = _load_tokenizer(name, location, shared)
-    with _load_errors(name):
-        model = getattr(transformers, kind).from_pretrained(
-            location, use_safetensors=True, **options
-        )
+    text = config.get_text_config()
+    text.pad_token_id = _pad_token(text, tokenizer)  # before an embedding is made that looks at it
+    tokenizer.pad_token_id = text.pad_token_id
+    with _load_errors(name, kind):
+        model, account = getattr(transformers, kind).from_pretrained(
+            location, config=config, use_safetensors=True, output_loading_info=True,
+            **shared, **loading,
+        )  # fmt: skip
+    model.new_weights = frozenset(account["missing_keys"])
     keep_unpacked(model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def _pad_token(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to fill up with, which is masked: the first candidate that the model has an embedding of.
+
+    The configuration's own goes first, as RoBERTa counts positions from the number of that token.
+    """
+    for token in (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None and 0 <= token < config.vocab_size:
+            return int(token)
+    return 0
 
 
 def _load_tokenizer(name: str, location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -208,6 +227,23 @@ def _load_tokenizer(name: str, location: str, options: dict[str, Any]) -> PreTra
         ) from error
 
 
+def load_skeleton(name: str) -> PreTrainedModel:
+    """A backbone as a classifier without its weights, to see how it is built.
+
+    Raises
+    ------
+    MissingInputError, UsageError
+        As for :func:`load_model`.
+    """
+    config = _whole_config(name, lambda _: None, CLASSIFIER)
+    config.get_text_config().pad_token_id = 0  # what is stored may lie outside the embedding
+    import torch
+    import transformers
+
+    with _load_errors(name, CLASSIFIER), torch.device("meta"):
+        return getattr(transformers, CLASSIFIER).from_config(config, trust_remote_code=False)
+
+
 def load_config(name: str, echo: Callable[[str], None] = print) -> PretrainedConfig:
     """The configuration of a backbone's text model, without its weights.
 
@@ -216,25 +252,27 @@ def load_config(name: str, echo: Callable[[str], None] = print) -> PretrainedCon
     MissingInputError, UsageError
         As for :func:`load_model`.
     """
+    return _whole_config(name, echo, "AutoModelForCausalLM").get_text_config()
+
+
+def _whole_config(name: str, echo: Callable[[str], None], kind: str) -> PretrainedConfig:
     location = prepare(name, echo)
     quiet_libraries()
     from transformers import AutoConfig
 
     local = {"local_files_only": True} if Path(location).exists() else {}
-    with _load_errors(name):
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **local)
-    return config.get_text_config()
+    with _load_errors(name, kind):
+        return AutoConfig.from_pretrained(location, trust_remote_code=False, **local)
 
 
-def check_length(name: str, config: PretrainedConfig, longest: int) -> None:
-    """Refuse sequences that a model has no positions for.
+def check_length(name: str, room: int | None, longest: int) -> None:
+    """Refuse sequences that a model has no positions for; None is room for any.
 
     Raises
     ------
     UsageError
         With both lengths.
     """
-    room = getattr(config.get_text_config(), "max_position_embeddings", None)
     if room is not None and longest > room:
         raise UsageError(
             f'backbone "{name}" reads at most {room} tokens, and the longest text has {longest}. '
@@ -243,8 +281,8 @@ def check_length(name: str, config: PretrainedConfig, longest: int) -> None:
 
 
 @contextlib.contextmanager
-def _load_errors(name: str) -> Iterator[None]:
-    """What transformers raises when it can't load a model, as a sentence."""
+def _load_errors(name: str, kind: str) -> Iterator[None]:
+    """What transformers raises when it can't load a model of a kind, as a sentence."""
     import torch
     from safetensors import SafetensorError
 
@@ -272,9 +310,13 @@ def _load_errors(name: str) -> Iterator[None]:
                 f'backbone "{name}" has a classification head of another number of classes. '
                 "Give the language model that it was made from."
             ) from error
+        what, wanted = (
+            ("classifier", "any model") if kind == CLASSIFIER else
+            ("decoder", "a language model that generates text")
+        )  # fmt: skip
         raise UsageError(
-            f'backbone "{name}" is no decoder that transformers can load ({first_line(error)}). Choose a '
-            "language model that generates text, of a family that transformers knows."
+            f'backbone "{name}" is no {what} that transformers can load ({first_line(error)}). Choose {wanted} '
+            f"of a family that transformers has a {what} of."
         ) from error
 
 
@@ -309,8 +351,8 @@ def compute_dtype(precision: str) -> str:
     return choose_dtype("auto")[0] if precision in QUANTISED else precision
 
 
-def weights_options(precision: str) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that give weights of that precision."""
+def weights_options(precision: str, unquantised: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that give weights of that precision; see :func:`load_model`."""
     import torch
 
     compute = getattr(torch, compute_dtype(precision))
@@ -318,11 +360,13 @@ def weights_options(precision: str) -> dict[str, Any]:
         return {"dtype": compute}
     from transformers import BitsAndBytesConfig
 
-    if precision == "int8":
-        return {"dtype": compute, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
-    )
+    bits = {
+        "int8": {"load_in_8bit": True},
+        "nf4": {
+            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute,
+        },
+    }  # fmt: skip
+    config = BitsAndBytesConfig(llm_int8_skip_modules=list(unquantised) or None, **bits[precision])
     return {"dtype": compute, "quantization_config": config}
 
 

@@ -42,7 +42,7 @@ def upper_layers(model: Any, n_layers: int | None) -> Iterator[None]:
     owner, name, layers = layers_of(model)
     kept = layers[len(layers) - n_layers :]
     given: list[Any] = []
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = plain(model)
     body = getattr(inner, inner.base_model_prefix)
 
     def remember(_: Any, args: Any, kwargs: Any) -> None:
@@ -92,6 +92,32 @@ def check_layers(backbone: str, n_layers: int, n_trained: int | None) -> None:
         )
 
 
+def plain(model: Any) -> Any:
+    """The transformers model that a ``peft`` model stands around, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def positions(model: Any) -> int | None:
+    """Most tokens that a model has places for; None where positions have no end.
+
+    A table of positions decides, less the places that RoBERTa and its kin leave to padding; then the
+    configuration, unless positions are relative.
+    """
+    import torch
+
+    inner = plain(model)
+    tables = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in inner.base_model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
+    ]
+    config = inner.config.get_text_config()
+    if tables or getattr(config, "relative_attention", False):
+        return min(tables, default=None)
+    stated = getattr(config, "max_position_embeddings", None)
+    return stated if stated and stated > 0 else None  # XLNet says -1
+
+
 def count_layers(model: Any) -> int:
     """How many decoder layers a model has."""
     return len(layers_of(model)[2])
@@ -101,7 +127,7 @@ def layers_of(model: Any) -> tuple[Any, str, Any]:
     """The list of decoder layers, the module that owns it, and its name there."""
     import torch
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = plain(model)
     wanted = inner.config.get_text_config().num_hidden_layers
     for owner in inner.modules():
         for name, child in owner.named_children():

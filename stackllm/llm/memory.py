@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from stackllm.errors import StorageError
 
-Read = TypeVar("Read")
+Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -18,7 +18,39 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
-def within_memory(longest: int, most: int, read: Callable[[int], Read]) -> Read:
+def halving(size: int, work: Callable[[int], Result], advice: str, least: int = 1) -> Result:
+    """What ``work`` gives with ``size`` at a time; with half as many, and so on, where memory runs out.
+
+    Parameters
+    ----------
+    size
+        How many rows or tokens to begin with.
+    work
+        Does all that is left to do with so many at a time.
+    advice
+        What is to be said where even ``least`` at a time are too many.
+    least
+        A size that is not halved.
+
+    Raises
+    ------
+    StorageError
+        If memory does not even hold ``least``.
+    """
+    while True:
+        try:
+            return work(size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if size <= least:
+                raise StorageError(f"out of memory with {advice}") from error
+        size = max(
+            size // 2, least
+        )  # outside of the handler, which keeps the failed pass in memory
+
+
+def within_memory(longest: int, most: int, read: Callable[[int], Result]) -> Result:
     """What ``read`` gives for passes of so much; for half as much, and so on, where memory runs out.
 
     Parameters
@@ -35,15 +67,9 @@ def within_memory(longest: int, most: int, read: Callable[[int], Read]) -> Read:
     StorageError
         If memory does not even hold one text.
     """
-    while True:
-        try:
-            return read(most)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if most == 1:
-                raise StorageError(
-                    f"out of memory with one text at a time, the longest of {longest} tokens. Lower the most "
-                    "tokens that are read of a text, or take a smaller backbone or precision."
-                ) from error
-        most //= 2  # outside of the handler, which keeps what the failed pass had in memory
+    return halving(
+        most,
+        read,
+        f"one text at a time, the longest of {longest} tokens. Lower the most "
+        "tokens that are read of a text, or take a smaller backbone or precision.",
+    )

@@ -92,8 +92,21 @@ def longest(prompts: list[Prompt]) -> int:
     )
 
 
+def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids that a tokenizer puts in front of a text and behind it, such as ``[CLS]`` and ``[SEP]``."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = list(encoded.input_ids), list(encoded.special_tokens_mask)
+    if 0 not in special:
+        return ids, []
+    first, last = special.index(0), len(ids) - special[::-1].index(0)
+    return ids[:first], ids[last:]
+
+
 def make_prompts(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, str]], params: PromptParams
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[tuple[str, str]],
+    params: PromptParams,
+    closed: bool = False,
 ) -> list[Prompt]:
     """Prompts of consecutive ``(question, response)`` rows that share their question.
 
@@ -105,6 +118,9 @@ def make_prompts(
         Questions and responses.
     params
         Template and lengths.
+    closed
+        Begin and end each text as the tokenizer does, which encoders are used to. LLMs, which would
+        write on, begin with their first token only.
 
     Raises
     ------
@@ -112,10 +128,17 @@ def make_prompts(
         If ``max_length`` leaves no room for an answer, or nothing stands in front of one.
     """
 
-    def ids_of(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+    # a text that spells out "[SEP]" must not end there for a model that pools where it ends
+    plainly = {"split_special_tokens": True} if closed else {}
 
-    opener = [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
+    def ids_of(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, **plainly).input_ids)
+
+    if closed:
+        opener, closer = special_ends(tokenizer)
+    else:
+        opener = [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
+        closer = []
     head = [*opener, *(ids_of(params.instruction) if params.instruction else [])]
     head += ids_of(params.before_question)
     middle = params.before_answer.rstrip(" ")
@@ -133,7 +156,8 @@ def make_prompts(
                     "before_answer."
                 )
             last = question
-        room = min(params.max_length_answer, params.max_length - len(prompts[-1].prefix))
+        rest = params.max_length - len(prompts[-1].prefix) - len(closer)
+        room = min(params.max_length_answer, rest)
         if room < 1:
             raise UsageError(
                 f"max_length {params.max_length} leaves no room for an answer after a question of "
@@ -142,5 +166,5 @@ def make_prompts(
         if params.keep_answer == "head":
             response = response[: 16 * room]  # spares tokenising what is cut anyway
         ids = ids_of(opening + response) if response else []
-        prompts[-1].responses.append(cut(ids, room, params.keep_answer))
+        prompts[-1].responses.append(cut(ids, room, params.keep_answer) + closer)
     return prompts

@@ -24,7 +24,7 @@ from stackllm.llm.backbone import (
     compute_dtype,
     load_config,
 )
-from stackllm.llm.layers import check_layers, count_layers, lower_layers
+from stackllm.llm.layers import check_layers, count_layers, lower_layers, positions
 from stackllm.llm.locate import is_ready, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, longest, make_prompts
@@ -170,7 +170,7 @@ def read_texts(
 ) -> dict[str, np.ndarray]:
     """Of texts ``states``, all in one matrix, and ``spans``, where each stands in it."""
     prompts = make_prompts(tokenizer, texts, params.prompt)
-    check_length(params.backbone, model.config, longest(prompts))
+    check_length(params.backbone, positions(model), longest(prompts))
     layer = count_layers(model) - params.trainable_layers
     with lower_layers(model, layer) as outputs:
         groups = within_memory(

@@ -1,16 +1,18 @@
-"""Member ``decoder``: a decoder LLM fine-tuned as a classifier, with LoRA or QLoRA.
+"""Member ``decoder``: a language model fine-tuned as a classifier, with LoRA or QLoRA.
 
-With ``trainable_layers`` a number, only that many layers at the top are trained, on the cached
-output of the others; with ``"all"`` every layer gets its adapter and texts are read anew each time.
+With ``trainable_layers`` a number, only that many layers at the top are trained, a decoder's on the
+cached output of the others; with ``"all"`` every layer gets its adapter. All but decoders, and
+decoders of which all layers are trained, read their texts anew each time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 from annotated_types import Ge, Le, Len
@@ -23,12 +25,13 @@ from stackllm.finetune.dataset import Collate, Examples, TrainingParams
 from stackllm.finetune.model import (
     Batch,
     LoraParams,
-    head,
-    last_states,
+    head_inputs,
     load_classifier,
     new_classifier,
     save_classifier,
+    top_layers,
 )
+from stackllm.finetune.structure import last_linear, may_start_from_trunk, structure_of
 from stackllm.finetune.train import is_finite, read, train
 from stackllm.finetune.train import predict as predict_rows
 from stackllm.llm.backbone import (
@@ -40,7 +43,7 @@ from stackllm.llm.backbone import (
     compute_dtype,
     use_one_thread,
 )
-from stackllm.llm.layers import upper_layers
+from stackllm.llm.layers import positions, upper_layers
 from stackllm.llm.locate import EMBEDDED, revision_of
 from stackllm.llm.prompts import PromptParams, make_prompts
 from stackllm.llm.trunk import Trunk, TrunkParams
@@ -52,7 +55,14 @@ from stackllm.parameters import BackboneName, Seed, check
 from stackllm.store.checkpoints import LAST_GOOD, keep
 from stackllm.store.digest import digest
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
 VERSION = 3
+
+Side = Literal["left", "right"]
 
 _SETTINGS = "decoder.json"
 _PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)
@@ -61,7 +71,7 @@ _PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 
 @dataclass(frozen=True)
 class DecoderParams:
-    """Settings of a fine-tuned decoder.
+    """Settings of a fine-tuned language model: any that transformers has a classifier of.
 
     Parameters
     ----------
@@ -70,7 +80,8 @@ class DecoderParams:
     precision
         Of the frozen weights; ``"int8"`` and ``"nf4"`` quantise them (QLoRA).
     trainable_layers
-        How many layers at the top are trained from the cached output of the others, or ``"all"``.
+        How many layers at the top are trained, or ``"all"``. Decoders start from the cached output of
+        the others.
     seeds
         A model for each; their probabilities are averaged.
     every_round
@@ -79,7 +90,8 @@ class DecoderParams:
         ``"full"``: also a model a seed on all training rows. It takes the place of the folds' models
         in what is submitted, and in nothing that is scored or learnt from.
     warm_head
-        Start from the head that suits the backbone as it is, instead of a random one.
+        Start from the head that suits the backbone as it is, instead of a random one, if the head ends
+        in one linear layer on a pooled state.
     attention, devices
         How attention is computed, and on which GPUs the model stands; as for the encoder.
     prompt, lora, training
@@ -121,8 +133,8 @@ class DecoderParams:
 
     @property
     def trunk(self) -> TrunkParams | None:
-        """What is to be cached for it; None if all layers are trained."""
-        if self.n_trained is None:
+        """What is to be cached for it; None if all layers are trained, or it is no decoder."""
+        if self.n_trained is None or not may_start_from_trunk(self.backbone):
             return None
         return TrunkParams(
             self.backbone,
@@ -132,6 +144,15 @@ class DecoderParams:
             self.attention,
             self.devices,
         )
+
+    @property
+    def remark(self) -> str:
+        """What a user should know who counts on the cached trunk; empty if it is used or not wanted."""
+        if self.n_trained is None or self.trunk is not None:
+            return ""
+        layers = top_layers(self.backbone, structure_of(self.backbone), self.n_trained)
+        which = f"its top {len(layers)} layers are" if layers else "all of its layers are"
+        return f"backbone {self.backbone}: {which} trained without a cached trunk, which only decoders start from"
 
 
 def traits(params: DecoderParams) -> Traits:
@@ -143,6 +164,7 @@ def traits(params: DecoderParams) -> Traits:
         every_round=params.every_round,
         refitted=params.refit == "full",
         trunk=params.trunk,
+        remark=params.remark,
         backbone=params.backbone,
     )
 
@@ -170,7 +192,7 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
         params.attention, params.devices,
     )  # fmt: skip
     lengths, collate = sequences(inputs, params, tokenizer)
-    check_length(params.backbone, model.config, int(lengths.max()))
+    check_length(params.backbone, positions(model), int(lengths.max()))
     fitted, held = _hold_out(inputs, targets, params, seed)
     rows, where = np.unique(fitted.rows, return_inverse=True)
     labels = np.zeros((len(rows), targets.n_classes))
@@ -181,16 +203,19 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     def validate() -> float:
         return log_loss(predict_rows(model, held.rows, lengths[held.rows], collate), held.labels)
 
+    warm = False
     try:
-        with upper_layers(model, params.n_trained):
+        with upper_layers(model, params.n_trained if params.trunk else None):
             if params.warm_head:
-                warm_head(model, inputs.groups, fitted, lengths, collate, seed)
+                warm = warm_head(model, inputs.groups, fitted, lengths, collate, seed)
             history = folder / "metrics.jsonl"
             train(model, examples, training, seed, history, validate if len(held.rows) else None)
     except TrainingError as error:
         raise TrainingError(f"{error}{_keep_last_good(model)}") from error
     save_classifier(model, folder)
-    content = {"n_classes": targets.n_classes, "params": dataclasses.asdict(params)}
+    content = {
+        "n_classes": targets.n_classes, "warm_head": warm, "params": dataclasses.asdict(params),
+    }  # fmt: skip
     (folder / _SETTINGS).write_text(json.dumps(content, indent=1), encoding="utf-8", newline="\n")
 
 
@@ -204,7 +229,7 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
         params.attention, params.devices,
     )  # fmt: skip
     lengths, collate = sequences(inputs, params, tokenizer)
-    with upper_layers(model, params.n_trained):
+    with upper_layers(model, params.n_trained if params.trunk else None):
         return predict_rows(model, rows, lengths[rows], collate)
 
 
@@ -218,7 +243,7 @@ def _hold_out(
     return targets.only(~held), targets.only(held & targets.given)
 
 
-def _keep_last_good(model: Any) -> str:
+def _keep_last_good(model: PeftModel) -> str:
     """Save the weights of before a step that failed, and say where; nothing if they are no numbers."""
     if ranks.rank() or not is_finite(model):
         return ""
@@ -227,32 +252,49 @@ def _keep_last_good(model: Any) -> str:
 
 
 def warm_head(
-    model: Any,
+    model: PeftModel,
     groups: np.ndarray,
     targets: Targets,
     lengths: np.ndarray,
     collate: Collate,
     seed: int,
-) -> None:
-    """Give the head the weights of a logistic regression on what it is going to read.
+) -> bool:
+    """Give the head's last layer the weights of a logistic regression on what it is going to read.
 
     A random head pulls the backbone's features about before it has learnt anything (Kumar et al.,
     "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022).
+
+    Returns
+    -------
+    bool
+        False if the head does not end in a linear layer on one pooled state a row: it starts at random.
     """
     import torch
 
+    layer, rows = last_linear(model), np.unique(targets.rows)
+    if layer is None:
+        return False
     model.eval()
-    rows = np.unique(targets.rows)
-    with model.disable_adapter():  # which still add nothing
-        states = read(last_states, model, rows, lengths[rows], collate)
-    scale = np.maximum(states.std(axis=0), 1e-6)
-    features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
-    features[rows] = states / scale
-    c = choose_penalty(features, groups, targets, _PENALTIES, 300, seed, intercept=False)
-    weights, _ = logistic(features[targets.rows], targets, c, 300, intercept=False)
-    with torch.no_grad():
-        head(model).weight.copy_(torch.from_numpy(weights / scale))
+    with torch.inference_mode():
+        few = collate(rows[:2]).to(next(model.parameters()).device)
+        pooled = head_inputs(model, few) is not None
+    if pooled:
+        # adapters are on, and still add nothing
+        states = read(head_inputs, model, rows, lengths[rows], collate)
+        biased = layer.bias is not None
+        centre = states.mean(axis=0) if biased else np.zeros_like(states[0])
+        scale = np.maximum(states.std(axis=0), 1e-6)
+        features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
+        features[rows] = (states - centre) / scale
+        c = choose_penalty(features, groups, targets, _PENALTIES, 300, seed, biased)
+        weights, bias = logistic(features[targets.rows], targets, c, 300, biased)
+        weights = weights / scale
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weights))
+            if biased:
+                layer.bias.copy_(torch.from_numpy(bias - weights @ centre))
     model.train()
+    return pooled
 
 
 def _params(stored: dict[str, Any]) -> DecoderParams:
@@ -268,24 +310,30 @@ def _params(stored: dict[str, Any]) -> DecoderParams:
     )
 
 
-def sequences(inputs: Inputs, params: DecoderParams, tokenizer: Any) -> tuple[np.ndarray, Collate]:
-    """Length of every row's sequence, ``(n_rows,)``, and what makes batches of them."""
+def sequences(
+    inputs: Inputs, params: DecoderParams, tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, Collate]:
+    """Length of every row's sequence, int ``(n_rows,)``, and what makes batches of them."""
     if params.trunk is None:
         return _from_texts(inputs, params, tokenizer)
     return _from_trunk(read_trunk(inputs, params.trunk))
 
 
 def _from_texts(
-    inputs: Inputs, params: DecoderParams, tokenizer: Any
+    inputs: Inputs, params: DecoderParams, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, Collate]:
     import torch
 
-    prompts = make_prompts(tokenizer, read_texts(inputs).iter_rows(), params.prompt)
+    made_of = structure_of(params.backbone)
+    side: Side = "left" if made_of.pools_last_place else "right"
+    prompts = make_prompts(
+        tokenizer, read_texts(inputs).iter_rows(), params.prompt, not made_of.reads_last_token
+    )
     sequences = [[*prompt.prefix, *ids] for prompt in prompts for ids in prompt.responses]
 
     def collate(rows: np.ndarray) -> Batch:
         chosen = [torch.tensor(sequences[row]) for row in rows]
-        ids, mask = _padded(chosen, tokenizer.pad_token_id)
+        ids, mask = _padded(chosen, tokenizer.pad_token_id, side)
         return Batch(ids, None, mask)
 
     return np.array(list(map(len, sequences))), collate
@@ -298,18 +346,16 @@ def _from_trunk(trunk: Trunk) -> tuple[np.ndarray, Collate]:
         chosen = [torch.from_numpy(trunk.states(int(row))) for row in rows]
         if chosen[0].dtype == torch.uint16:
             chosen = [states.view(torch.bfloat16) for states in chosen]
-        states, mask = _padded(chosen, 0)
+        states, mask = _padded(chosen, 0, "right")
         return Batch(None, states, mask)
 
     return trunk.lengths, collate
 
 
-def _padded(sequences: list[Any], filler: int) -> tuple[Any, Any]:
-    """Sequences side by side, filled up behind, and 1 where they are real."""
+def _padded(sequences: list[Tensor], filler: int, side: Side) -> tuple[Tensor, Tensor]:
+    """Sequences side by side, filled up on a side, and int64 1 where they are real."""
     import torch
 
-    padded = torch.nn.utils.rnn.pad_sequence(
-        sequences, batch_first=True, padding_value=float(filler)
-    )
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    real = [torch.ones(len(sequence), dtype=torch.int64) for sequence in sequences]
+    return pad(sequences, padding_value=float(filler)), pad(real)

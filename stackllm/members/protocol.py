@@ -37,6 +37,8 @@ class Traits:
         Is there also a model on all training rows, for what is submitted?
     trunk
         What is to be cached before it is fitted, if anything.
+    remark
+        What a user should be told before it is fitted, if anything.
     backbone
         The LLM that its models stand on, if any: predicting needs the very weights.
     """
@@ -47,6 +49,7 @@ class Traits:
     every_round: bool = True
     refitted: bool = False
     trunk: TrunkParams | None = None
+    remark: str = ""
     backbone: str | None = None
 
 

@@ -60,9 +60,8 @@ def cross_fit_members(
         for member in members:
             if kind_of(member.kind).of_gpu == of_gpu:
                 models = _tasks(member, fits, design, inputs, seed)
-                trunk = member.traits.trunk
-                if trunk and engine.lacks(models):
-                    cache_trunk(trunk)
+                if engine.lacks(models):
+                    _prepare(member, engine, cache_trunk)
                 tasks += models
         engine.ensure(
             stage_label(of_gpu, fits[0].round), tasks, workers() if of_gpu and tasks else None
@@ -71,6 +70,15 @@ def cross_fit_members(
         member.name: gather_places(places_of(member, fits, design), design, engine.root)
         for member in members
     }
+
+
+def _prepare(member: Member, engine: Engine, cache_trunk: Callable[[TrunkParams], None]) -> None:
+    """What comes before a member is fitted, and only then."""
+    traits = member.traits
+    if traits.trunk:
+        cache_trunk(traits.trunk)
+    if traits.remark:
+        engine.reporter.say(traits.remark)
 
 
 def stage_label(of_gpu: bool, number: int) -> str:
