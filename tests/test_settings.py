@@ -5,7 +5,6 @@ import dataclasses
 import importlib.util
 import json
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -405,13 +404,6 @@ def test_the_default_blocks_copied_change_nothing(tmp_path, monkeypatch):
     for kind in KINDS:
         settings = read(tmp_path, made.every_setting_of(kind))
         assert settings.members[0].params == KINDS[kind].params()
-
-
-def test_every_block_on_the_page_is_accepted(tmp_path):
-    member = "class MyMember:\n    fit = predict = lambda self, *_: None\n"
-    (tmp_path / "my_member.py").write_text(member)
-    for block in re.findall(r"```toml\n(.*?)```", reference().TARGET.read_text(), re.S):
-        assert isinstance(read(tmp_path, block), Settings)
 
 
 def test_optim_starts_without_the_reader_of_settings(tmp_path):
