@@ -494,7 +494,7 @@ def test_labels_to_fit_on_may_come_through_a_pipe(folder: Path) -> None:
 
 def test_messages_name_the_column_the_row_and_the_file_that_are_wrong(folder: Path) -> None:
     (folder / "extra.csv").write_text("id,group,a,b,fold\n1,q,0.6,0.4,0\n2,q,0.5,0.5,1\n")
-    assert 'without column "fold"' in refused(folder, 65, "extra.csv")
+    assert 'column "fold" looks like no class' in refused(folder, 65, "extra.csv")
     (folder / "two.csv").write_text("id,a,b\n1,0.5,0.5\n2,0.5,0.5\n")
     (folder / "blank.csv").write_text("id,Question\n2,q\n1,\n")
     assert "first: row 2)" in refused(folder, 65, "two.csv", "--groups", "blank.csv")
