@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.campaign.commands import forked, python, stackllm
 
-NOT_RESULTS = {"timings.jsonl", ".lock", ".lock.json"}
+NOT_RESULTS = {"timings.jsonl", "libraries.log", ".lock", ".lock.json"}
 SETTINGS = """
 [run]
 folds = 2

@@ -100,11 +100,12 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every foreseen error becomes one sentence and an exit code."""
     from stackllm.cli.signals import StoppedError, catch_signals, farewell
-    from stackllm.engine import ranks
+    from stackllm.engine import libraries, ranks
 
     if ranks.rank():
         sys.exit(ranks.follow())
     catch_signals()
+    libraries.hush()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file or pipe of Windows has a small alphabet
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

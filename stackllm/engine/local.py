@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from stackllm.engine import ranks
+from stackllm.engine import libraries, ranks
 from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
 from stackllm.store.atomic import remove_abandoned, storage_errors
@@ -294,7 +294,12 @@ def run_task(root: Path, task: Task) -> float:
 
     def fill(folder: Path) -> None:
         notes = notes_path(root, task.unit.path)
-        with taking_notes(notes), checkpoints_of(root, task.unit):  # notes go before the unit comes
+        log = root / libraries.LOG
+        with (
+            taking_notes(notes),  # notes go before the unit comes
+            checkpoints_of(root, task.unit),
+            libraries.overheard(log, task.unit.path),
+        ):
             task.function(folder, *task.args)
 
     started = time.perf_counter()

@@ -6,6 +6,8 @@ One executor a worker, so that a worker that dies takes its one unit with it and
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import signal
 import threading
@@ -15,8 +17,14 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from pathlib import Path
 from typing import Any
 
+from stackllm.engine.libraries import LOG, errors_to
 from stackllm.engine.local import Task, WorkerDiedError, run_task
 from stackllm.store.atomic import process_exists
+
+_Handle = Future[tuple[float, int]]
+
+_KEPT_BYTES = 2**30
+"""What a worker may hold from one stage to the next; one that holds more ends with its stage."""
 
 _PARENT_SECONDS = 0.2
 """How soon a worker notices that the process it works for is gone."""
@@ -34,33 +42,34 @@ class Processes:
     def __init__(self, n_workers: int) -> None:
         self.slots = n_workers
         self._idle: list[Any] = []
-        self._busy: dict[Future[float], Any] = {}
+        self._held: dict[Any, int] = {}
+        self._busy: dict[_Handle, Any] = {}
 
-    def submit(self, root: Path, task: Task) -> Future[float]:
+    def submit(self, root: Path, task: Task) -> _Handle:
         """Start a unit in an idle worker."""
         _start_trackers()
         while True:
             try:
                 with _without_interrupts():  # a worker is started by the first unit that it gets
                     worker = self._idle.pop() if self._idle else _start_worker()
-                    future: Future[float] = worker.submit(run_task, root, task)
+                    future: _Handle = worker.submit(_run, root, task)
             except BrokenExecutor:  # it died while it had nothing to do
-                worker.shutdown(wait=False, kill_workers=True)
+                self._end(worker)
                 continue
             self._busy[future] = worker
             return future
 
-    def wait(self, handles: Collection[Future[float]]) -> Collection[Future[float]]:
+    def wait(self, handles: Collection[_Handle]) -> Collection[_Handle]:
         """Wait for at least one."""
         return wait(handles, return_when=FIRST_COMPLETED).done
 
-    def result(self, handle: Future[float]) -> float:
+    def result(self, handle: _Handle) -> float:
         """Seconds that an ended unit took."""
         worker = self._busy.pop(handle)
         try:
-            seconds = handle.result()
+            seconds, self._held[worker] = handle.result()
         except BrokenExecutor as error:
-            worker.shutdown(wait=False, kill_workers=True)
+            self._end(worker)
             raise WorkerDiedError from error
         except BaseException:
             self._idle.append(worker)
@@ -68,16 +77,24 @@ class Processes:
         self._idle.append(worker)
         return seconds
 
-    def drop(self, handles: Collection[Future[float]]) -> None:
+    def drop(self, handles: Collection[_Handle]) -> None:
         """Kill the workers of these units; what was not published is made again by the next run."""
         for handle in handles:
-            self._busy.pop(handle).shutdown(wait=False, kill_workers=True)
+            self._end(self._busy.pop(handle))
+        if not self._busy:  # a stage is over: what its workers have read, the next has no use for
+            for worker in [it for it in self._idle if self._held.get(it, 0) > _KEPT_BYTES]:
+                self._idle.remove(worker)
+                self._end(worker)
 
     def close(self) -> None:
         """Kill all workers."""
         self.drop(list(self._busy))
         while self._idle:
-            self._idle.pop().shutdown(wait=False, kill_workers=True)
+            self._end(self._idle.pop())
+
+    def _end(self, worker: Any) -> None:
+        self._held.pop(worker, None)
+        worker.shutdown(wait=False, kill_workers=True)
 
 
 def _start_trackers() -> None:
@@ -126,9 +143,35 @@ def _start_worker() -> Any:
 
 
 def _prepare_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and never outlive it: a killed run must not go on writing."""
+    """Leave Ctrl-C to the parent, and never outlive it: a killed run must not go on writing.
+
+    Loky would end a worker whose memory has grown by 300 MB, as one does that has read a language
+    model, and warn of it. Ours live on; see :func:`_run` for their memory.
+    """
+    from joblib.externals.loky import process_executor
+
+    process_executor._USE_PSUTIL = False
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _run(root: Path, task: Task) -> tuple[float, int]:
+    """:func:`run_task` in a worker; gives the seconds, and the bytes that the worker holds after it."""
+    import psutil
+
+    try:
+        with errors_to(root / LOG):
+            seconds = run_task(root, task)
+    finally:
+        gc.collect()
+        give_back_memory()
+    return seconds, psutil.Process().memory_full_info().uss
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where its C library keeps it for itself otherwise."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # it is glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _follow(parent: int) -> None:

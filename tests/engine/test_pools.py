@@ -5,10 +5,10 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from pool_work import die, die_once, doze, fail, nap, write
+from pool_work import babble, die, die_once, doze, fail, grow, nap, write
 
+from stackllm.engine.libraries import LOG
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.processes import Processes
 from stackllm.engine.progress import Reporter
@@ -86,18 +86,61 @@ def test_a_worker_killed_from_outside(engine):
     assert all(done(engine, *(f"more{i}" for i in range(4))))
 
 
+def test_a_worker_whose_memory_grows_lives_as_long_as_its_stage(tmp_path, recwarn, capfd):
+    """Loky ends one at 300 MB more than it began with, and warns of it."""
+    pool = Processes(1)
+    local = Engine(tmp_path, 1, Reporter(quiet=True), pool=pool)
+
+    def pids(*names):
+        return {(tmp_path / f"pid-{name}").read_text() for name in names}
+
+    try:
+        units = [task("small"), task("big", grow, 350_000_000), task("a"), task("b"), task("c")]
+        local.ensure("work", units)
+        assert len(pids("small", "big", "a", "b", "c")) == 1
+        local.ensure("next", [task("d")])
+        assert pids("d") == pids("a")
+        local.ensure("much", [task("huge", grow, 800_000_000)])
+        local.ensure("after", [task("e")])
+        assert pids("d") == pids("huge") != pids("e")  # what it holds is of no use to another stage
+    finally:
+        pool.close()
+    assert not recwarn.list
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_what_libraries_say_goes_to_a_file(tmp_path, capfd, n_workers):
+    pool = Processes(1) if n_workers else None
+    try:
+        local = Engine(tmp_path, 1, Reporter(), pool=pool)
+        local.ensure("work", [task("x", babble)])
+    finally:
+        if pool:
+            pool.close()
+    logged = (tmp_path / LOG).read_text()
+    assert "stage/x: FutureWarning: old ways (" in logged
+    assert "stage/x: somelibrary: look here" in logged
+    said = capfd.readouterr().err
+    assert "old ways" not in said
+    assert "look here" not in said
+    if n_workers:
+        assert said == "work: 1/1, 0 s\n"
+        assert "downloading\n" in logged
+        assert "compiled code\n" in logged
+
+
 def test_ctrl_c_never_reaches_a_worker_while_it_starts():
     """A terminal sends it to all; an import that it hits would end in a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
-        pytest.skip("this system has no signal masks")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not tell which signals a process blocks")
     pool = Processes(1)
     try:
-        handle = pool.submit(Path(), Task(make_unit("stage/x", 1), os.getpid))
-        mine = psutil.Process().children()
-        worker = next(it for it in mine if any("popen_loky" in word for word in it.cmdline()))
-        blocked = Path(f"/proc/{worker.pid}/status").read_text().split("SigBlk:")[1].split()[0]
+        pool.submit(Path(), Task(make_unit("stage/x", 1), os.getpid))
+        (worker,) = pool._busy.values()
+        (pid,) = worker._processes  # our own child's, from the moment that it is forked
+        blocked = Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0]
         assert int(blocked, 16) & 1 << signal.SIGINT - 1
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
-        del handle
     finally:
         pool.close()
