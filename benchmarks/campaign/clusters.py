@@ -88,9 +88,11 @@ def dask_cluster(folder: Path) -> Iterator[Cluster]:
     nannies = _start([*work, "--nworkers", "2", "--nthreads", "1"], folder)
     try:
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not file.exists() and time.monotonic() < deadline:
+        address = ""
+        while not address and time.monotonic() < deadline:
+            with contextlib.suppress(FileNotFoundError, ValueError):  # not there, or not yet whole
+                address = json.loads(file.read_text())["address"]
             time.sleep(0.05)
-        address = json.loads(file.read_text())["address"]
         with Client(address, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=_PATIENCE_SECONDS)
         yield Cluster("dask", address, scheduler, (scheduler, nannies))
