@@ -129,7 +129,8 @@ def layers_of(model: Any) -> tuple[Any, str, Any]:
 
     inner = plain(model)
     wanted = inner.config.get_text_config().num_hidden_layers
-    for owner in inner.modules():
+    # the decoder's first: beside it may stand layers as many that see or hear
+    for owner in [*inner.get_decoder().modules(), *inner.modules()]:
         for name, child in owner.named_children():
             if isinstance(child, torch.nn.ModuleList) and len(child) == wanted:
                 return owner, name, child
