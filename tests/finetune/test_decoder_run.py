@@ -47,6 +47,8 @@ max_length_answer = 64
 epochs = {epochs}
 batch_size = 8
 learning_rate = {rate}
+[member.lora]
+alpha = {alpha}
 """
 
 
@@ -60,9 +62,17 @@ def contest(tmp_path):
     return write_table(tmp_path, 8, 4)
 
 
-def configure(folder, backbone, seeds=(0, 1), layers='"all"', refit="folds", epochs=1, rate=1e-4):
+def configure(
+    folder, backbone, seeds=(0, 1), layers='"all"', refit="folds", epochs=1, rate=1e-4, alpha=16
+):
     text = DECODER.format(
-        backbone=backbone, layers=layers, seeds=list(seeds), refit=refit, epochs=epochs, rate=rate
+        backbone=backbone,
+        layers=layers,
+        seeds=list(seeds),
+        refit=refit,
+        epochs=epochs,
+        rate=rate,
+        alpha=alpha,
     )
     (folder / "stackllm.toml").write_text(CONFIG + text)
 
@@ -212,7 +222,7 @@ def test_a_refitted_model_stands_in_for_those_of_every_fold():
 
 
 def test_a_loss_that_is_no_number_names_its_unit_and_keeps_its_steps(contest, backbone):
-    configure(contest, backbone, seeds=[3], layers=2, epochs=6, rate=1e30)
+    configure(contest, backbone, seeds=[3], layers=2, epochs=6, rate=10, alpha=1_000_000)
     told = stackllm("features", "--quiet", "--jobs", "2", cwd=contest)
     assert told.returncode == 65
     assert "Traceback" not in told.stderr

@@ -75,14 +75,14 @@ def test_wherever_it_is_cut_off_it_ends_in_the_same_bytes(train, tmp_path, patie
     batches = train(tmp_path / "whole", patience=patience)
     expected = digests(tmp_path / "whole")
     repeated = []
-    for cut_at in range(4, batches + 1, 3):
+    for cut_at in range(4, batches + 1, 5):
         root = tmp_path / f"cut{cut_at}"
         with pytest.raises(CutOffError):
             train(root, cut_at, patience=patience)
         again = train(root, patience=patience)
         assert digests(root) == expected
         repeated.append(cut_at + again - batches)
-    assert len(repeated) > 5
+    assert len(repeated) > 4
     # what is read anew: texts for the warm head, held-out groups, and less than two steps of two
     assert max(repeated[len(repeated) // 2 :]) < batches / 2
 
