@@ -23,7 +23,7 @@ from stackllm.store.digest import digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def encode(
         If the backbone cannot be loaded, or memory does not even hold one text.
     """
     dtype, reason = choose_dtype(params.dtype)
-    layers, shares = choose_layers(params, engine)
+    layers = choose_layers(params, engine)
     identity = digest(
-        VERSION, revision_of(params.backbone), dtype, shares, _TEMPLATE,
+        VERSION, revision_of(params.backbone), dtype, layers, _TEMPLATE,
         params.max_question_tokens, params.max_response_tokens, params.batch_tokens,
         params.attention,
     )  # fmt: skip
@@ -118,22 +118,18 @@ def encode(
     return embedding, likelihood, identity
 
 
-def choose_layers(
-    params: EncoderParams, engine: Engine
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Which hidden states are pooled, and exactly which shares of the network's depth they are.
+def choose_layers(params: EncoderParams, engine: Engine) -> tuple[int, ...]:
+    """Which hidden states are pooled: two settings that name the same layers are one to the cache.
 
-    Shares that name the same layers are the same to the cache. In a dry run a backbone may not be
-    here to count; nothing that it reads is cached then, and the shares are those that were asked for.
+    In a dry run a backbone may not be here to count its layers; nothing that it reads is cached then.
     """
     if engine.dry_run and not is_ready(params.backbone):
         engine.reporter.say(
             f"backbone {params.backbone} is not here yet, or not converted: all texts count as unread."
         )
-        return (), params.depths
+        return ()
     depth = load_config(params.backbone, engine.reporter.say).num_hidden_layers
-    layers = tuple(max(1, round(share * depth)) for share in params.depths)
-    return layers, tuple(layer / depth for layer in layers)
+    return tuple(max(1, round(share * depth)) for share in params.depths)
 
 
 def read_texts(

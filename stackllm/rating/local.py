@@ -33,7 +33,7 @@ from stackllm.store.digest import digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
