@@ -92,7 +92,7 @@ def store_model(study: Study, played: Round, full: Sequence[str]) -> None:
         },
         "blend": {"names": list(played.blend.names), "weights": played.blend.weights.tolist()},
         "units": {
-            path: stored_key(engine.root / path)
+            path: stored_key(engine.folder(path))
             for models in [*places.values(), *refitted.values()]
             for _, path in models
         },

@@ -130,6 +130,8 @@ class Engine:
     runs
         Where the same work may stand already, in other runs or under other names. None looks at
         the unit's own place only.
+    stand
+        Where a dry run has found units that do not stand at their own place.
     met
         How many units each stage of a dry run has, and how many of them would run.
     """
@@ -140,6 +142,7 @@ class Engine:
     dry_run: bool = False
     pool: Pool | None = None
     runs: Runs | None = None
+    stand: dict[str, Path] = field(default_factory=dict)
     met: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def ensure(self, label: str, tasks: Sequence[Task], n_jobs: int | None = None) -> list[Path]:
@@ -171,12 +174,10 @@ class Engine:
         elsewhere = {unit: stored for unit in absent if (stored := self._elsewhere(unit))}
         if self.dry_run:
             self.met[label] = (len(tasks), len(absent) - len(elsewhere))
-        if self.dry_run and absent:
-            raise self._pending(label, conditions, elsewhere)
+            self._tell(label, conditions, elsewhere)
+            return [self.folder(task.unit.path) for task in tasks]
         for unit, condition in conditions.items():
-            if self.dry_run:
-                self.reporter.say(f"{unit.path}: {condition}")
-            elif condition == "corrupt":
+            if condition == "corrupt":
                 moved = quarantine(self.root, unit)
                 self.reporter.warn(f"{unit.path} was damaged; moved to {moved} and made again.")
         taken = self._take_over(label, len(tasks), elsewhere)
@@ -199,20 +200,24 @@ class Engine:
     def _elsewhere(self, unit: Unit) -> Stored | None:
         return self.runs.find(unit) if self.runs else None
 
-    def _pending(
-        self, label: str, conditions: dict[Unit, str], elsewhere: dict[Unit, Stored]
-    ) -> PendingError:
-        """List the units of a stage of a dry run: those that stand elsewhere count as done."""
+    def folder(self, path: str) -> Path:
+        """Where a unit stands: at its own place, or where a dry run has found it."""
+        return self.stand.get(path, self.root / path)
+
+    def _tell(self, label: str, conditions: dict[Unit, str], elsewhere: dict[Unit, Stored]) -> None:
+        """List the units of a stage of a dry run, and end it if any would run."""
         told = {unit.path: condition for unit, condition in conditions.items()}
         for unit, stored in elsewhere.items():
             told[unit.path] = f"{REUSED}, in {stored.folder}"
+            self.stand[unit.path] = stored.folder
         for path, condition in told.items():
             self.reporter.say(f"{path}: {condition}")
         n_missing = sum(not condition.startswith(REUSED) for condition in told.values())
-        return PendingError(
-            f"{n_missing} of {len(told)} units of {label} would run; what follows depends on them.",
-            told,
-        )
+        if n_missing:
+            raise PendingError(
+                f"{n_missing} of {len(told)} units of {label} would run; what follows depends on them.",
+                told,
+            )
 
     def _take_over(self, label: str, n_tasks: int, elsewhere: dict[Unit, Stored]) -> set[Unit]:
         """Publish what stands in other places at its own, say where it came from, and give which."""

@@ -94,7 +94,8 @@ def check_tables(members: Sequence[Member], others: Sequence[str]) -> None:
         With the name that two tables would have.
     """
     names = [*others, *(name for member in members for name in member.tables)]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    folders = [name.casefold() for name in names]  # Windows and macOS know no case in names
+    twice = sorted(name for name in names if folders.count(name.casefold()) > 1)
     if twice:
         raise UsageError(
             f'"{twice[0]}" is the name of a member and of what one of another\'s models predicts. '

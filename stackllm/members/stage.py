@@ -67,7 +67,11 @@ def cross_fit_members(
             stage_label(of_gpu, fits[0].round), tasks, workers() if of_gpu and tasks else None
         )
     return {
-        member.name: gather_places(places_of(member, fits, design), design, engine.root)
+        member.name: gather(
+            design,
+            [place.fit for place in places_of(member, fits, design)],
+            [engine.folder(place.path) for place in places_of(member, fits, design)],
+        )
         for member in members
     }
 

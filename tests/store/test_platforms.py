@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from stackllm.cli import signals
-from stackllm.errors import LockedError, StorageError
+from stackllm.errors import LockedError, StorageError, UsageError
+from stackllm.members.lexical import LexicalParams
+from stackllm.members.registry import Member, check_tables
 from stackllm.store import atomic
 from stackllm.store.atomic import windows_process_exists, write_bytes
 from stackllm.store.lock import locked
@@ -168,3 +170,10 @@ def test_what_an_alphabet_of_windows_lacks_is_printed_all_the_same(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "→ a".encode() in done.stdout
+
+
+def test_members_whose_folders_would_be_one_where_case_is_nothing_are_refused():
+    params = LexicalParams()
+    with pytest.raises(UsageError, match='"Words" is the name of a member and of'):
+        check_tables([Member("Words", "lexical", params), Member("words", "lexical", params)], [])
+    check_tables([Member("Words", "lexical", params), Member("word", "lexical", params)], [])

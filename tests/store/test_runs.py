@@ -241,3 +241,11 @@ def test_units_of_one_key_hold_the_same_and_a_run_goes_on_under_any_name(tmp_pat
     assert play("again", "first", "second") == len(manifests)
     first, again = (digests(folder / "artifacts" / name) for name in ("plain", "again"))
     assert first == again
+
+
+def test_a_dry_run_goes_on_where_all_work_stands_elsewhere(tmp_path, plain):
+    looked = engine(tmp_path / "other", dry_run=True)
+    assert looked.ensure("members", [Task(TWO, refuse)]) == [plain]
+    assert looked.folder(TWO.path) == plain
+    assert looked.met == {"members": (1, 0)}
+    assert not (tmp_path / "other").exists()
