@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 import threading
@@ -25,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers.get("content-length", 0)))
         body = json.loads(content)
         prompt = body["messages"][0]["content"]
-        with self.server.lock:
+        with self.server.changed:
             self.server.times.append(time.monotonic())
             if self.path != "/v1/chat/completions":
                 self.server.strays.append(self.path)
@@ -33,11 +34,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.headers.append(dict(self.headers))
             self.server.counts[prompt] = self.server.counts.get(prompt, 0) + 1
             number = self.server.counts[prompt]
+            self.server.changed.notify_all()
         self.server.behave(self, body, number)
 
     def do_GET(self):
         """A redirect that was followed ends here."""
-        with self.server.lock:
+        with self.server.changed:
             self.server.strays.append(self.path)
         self.send("", 404)
 
@@ -61,6 +63,10 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
         self.connection.close()
+
+    def gone(self, seconds: float) -> bool:
+        """Does the client, whose request has been read, hang up within so many seconds?"""
+        return bool(select.select([self.connection], [], [], seconds)[0])
 
     def handle(self):
         """A client that hangs up is no news."""
@@ -87,12 +93,39 @@ class ChatServer(ThreadingHTTPServer):
     def __init__(self, behave: Behave) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.behave = behave
-        self.lock = threading.Lock()
+        self.changed = threading.Condition()
+        self.open: set[Any] = set()
+        self.closed: set[Any] = set()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.counts: dict[str, int] = {}
         self.strays: list[str] = []
+
+    def process_request(self, request, client_address):
+        """Note the connection, in the order in which they come."""
+        with self.changed:
+            self.open.add(client_address)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
+        """Note the connection's end."""
+        super().process_request_thread(request, client_address)
+        with self.changed:
+            self.open.remove(client_address)
+            self.closed.add(client_address)
+            self.changed.notify_all()
+
+    def wait_for(self, happened: Callable[[], bool], seconds: float = 30.0) -> bool:
+        """Wait until something of what is counted here has happened."""
+        with self.changed:
+            return self.changed.wait_for(happened, seconds)
+
+    def read_all(self) -> None:
+        """Wait until whatever clients that are gone had sent has been read and counted."""
+        with socket.create_connection(self.server_address) as last:  # is accepted after theirs
+            address = last.getsockname()
+        assert self.wait_for(lambda: address in self.closed and not self.open)
 
     @property
     def url(self) -> str:

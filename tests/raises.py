@@ -76,6 +76,12 @@ class Code:
                 if named:
                     yield place, [name.strip() for line in named for name in line.split(",")]
 
+    def raised_by(self, place: Place) -> set[str]:
+        """Names of the errors in a function's own ``raise`` statements."""
+        errors = (part.exc for part in _parts(self.nodes[place]) if isinstance(part, ast.Raise))
+        called = (error.func if isinstance(error, ast.Call) else error for error in errors)
+        return {error.id for error in called if isinstance(error, ast.Name)}
+
     def errors(self, start: Place) -> set[str]:
         """Names of the errors that a function, or whatever it mentions, mentions, and of their bases."""
         seen, waiting, names = {start}, [start], set()

@@ -104,7 +104,7 @@ def test_a_rating_that_depends_on_the_writer_raises_the_stack(contest):
         assert len(server.bodies) == n_requests
         new = folder / "new.csv"
         pl.read_csv(folder / "test.csv").head(9).write_csv(new)
-        done = stackllm("predict", "new.csv", *PLAIN, "--name", "rated", cwd=folder)
+        done = stackllm("predict", "new.csv", "--name", "rated", cwd=folder)
         assert done.returncode == 0, done.stderr
     train, test = (pl.read_csv(folder / name) for name in ("train.csv", "test.csv"))
     least_alone, least_together = least_losses(writer, ratings, train)
@@ -129,8 +129,8 @@ def test_dry_run_and_max_requests_on_the_command_line(contest, tmp_path):
         (folder / "stackllm.toml").write_text(settings(server.url, ask='["gpt_rating"]'))
         dry = stackllm("features", *PLAIN, "--dry-run", cwd=folder)
         assert dry.returncode == 0, dry.stderr
-        assert "54 rows; " in dry.stderr
-        assert "54 requests" in dry.stderr
+        assert "54 rows; " in dry.stdout
+        assert "54 requests" in dry.stdout
         assert server.bodies == []
         assert not (folder / "artifacts").exists()
         stopped = stackllm("features", *PLAIN, "--max-requests", "5", cwd=folder)

@@ -36,10 +36,11 @@ def test_numbers_and_plain_texts_stay(cell):
 @pytest.mark.slow
 def test_csv_safe_in_every_export(tmp_path):
     folder = write_table(tmp_path, 8, 4)
+    (folder / "stackllm.toml").write_text('[[member]]\nkind = "lexical"\n')
     text = (folder / "test.csv").read_text().replace("\n0,", "\n=0+0,", 1)
     (folder / "test.csv").write_text(text)
     assert stackllm("stack", *PLAIN, "--csv-safe", cwd=folder).returncode == 0
-    assert stackllm("predict", "test.csv", *PLAIN, "--csv-safe", cwd=folder).returncode == 0
+    assert stackllm("predict", "test.csv", "--csv-safe", cwd=folder).returncode == 0
     for name in ("artifacts/run/submission.csv", "test.predictions.csv"):
         assert "\n'=0+0," in (folder / name).read_text(), name
     assert stackllm("stack", *PLAIN, cwd=folder).returncode == 0

@@ -91,7 +91,13 @@ REFUSED = [
     Bad("UTF-16", 65, "this is UTF-16 text", TRAIN.encode("utf-16")),
     Bad("Latin-1", 65, "is not UTF-8", TRAIN.replace("answer", "ä").encode("latin-1")),
     Bad("NUL", 65, "holds a NUL byte", TRAIN.replace("of 3", "\0", 1)),
-    Bad("ZIP", 65, "a ZIP or Excel file", b"PK\x03\x04" + bytes(40)),
+    Bad(
+        "a question is empty",
+        65,
+        'have no group in column "Question" (first: row 8)',
+        TRAIN.replace("question 2,answer 1", ",answer 1"),
+    ),
+    Bad("ZIP", 65, "a ZIP archive, not CSV. Unpack it", b"PK\x03\x04" + bytes(40)),
     Bad("gzip", 65, "a gzip file", b"\x1f\x8b" + bytes(40)),
     Bad("old Macintosh lines", 65, "carriage return", TRAIN.replace("\n", "\r")),
     Bad(
@@ -104,8 +110,18 @@ REFUSED = [
     Bad("no column of labels", 65, 'no column "target"', TRAIN.replace("target", "label")),
     Bad("no column of questions", 65, 'no column "Question"', TRAIN.replace("Question", "Prompt")),
     Bad("test without responses", 65, 'no column "Response"', test=TEST.replace("Response", "R")),
-    Bad("semicolons", 65, 'no column "', TRAIN.replace(",", ";")),
-    Bad("tabs", 65, 'no column "', TRAIN.replace(",", "\t")),
+    Bad(
+        "semicolons",
+        65,
+        'columns are separated by ";", not by commas. Write it anew',
+        TRAIN.replace(",", ";"),
+    ),
+    Bad(
+        "tabs",
+        65,
+        "columns are separated by tabs, not by commas. Write it anew",
+        TRAIN.replace(",", "\t"),
+    ),
     Bad(
         "one cell too many",
         65,
@@ -121,7 +137,7 @@ REFUSED = [
     Bad(
         "open quote",
         65,
-        "Quote fields that hold commas",
+        "a quote is opened and never closed",
         TRAIN.replace("answer 1 of 2", '"answer 1 of 2'),
     ),
     Bad("a label is empty", 65, "label", TRAIN.replace("2 of 1,2", "2 of 1,")),
@@ -178,7 +194,7 @@ REFUSED = [
     Bad(
         "settings with an unknown key",
         65,
-        'there is no "fold"',
+        '[run] has no key "fold". Did you mean "folds"?',
         settings=SETTINGS.replace("folds", "fold"),
     ),
     Bad("settings that are no TOML", 65, "not a TOML file", settings="[run\n"),
@@ -189,13 +205,18 @@ REFUSED = [
         settings=SETTINGS.encode("utf-16").decode("latin-1"),
     ),
     Bad("more folds than groups", 65, "cannot be split into 9 folds", arguments=("--folds", "9")),
-    Bad("one fold", 2, "--folds must be 2 or more", arguments=("--folds", "1")),
+    Bad(
+        "one fold",
+        2,
+        "--folds must be a whole number from 2 to 1000, not 1",
+        arguments=("--folds", "1"),
+    ),
     Bad("no such recipe", 66, "no such recipe file", arguments=("--recipe", "no.py")),
-    Bad("a name that leads out", 2, "--name may hold", arguments=("--name", "../x")),
-    Bad("a hidden name", 2, "--name may hold", arguments=("--name", ".x")),
-    Bad("an empty name", 2, "--name may hold", arguments=("--name", "")),
-    Bad("a name of two levels", 2, "--name may hold", arguments=("--name", "a/b")),
-    Bad("the cache's own name", 2, "another than cache", arguments=("--name", "cache")),
+    Bad("a name that leads out", 2, "a run's name may hold", arguments=("--name", "../x")),
+    Bad("a hidden name", 2, "a run's name may hold", arguments=("--name", ".x")),
+    Bad("an empty name", 2, "a run's name may hold", arguments=("--name", "")),
+    Bad("a name of two levels", 2, "a run's name may hold", arguments=("--name", "a/b")),
+    Bad("the cache's own name", 2, "a run cannot be called cache", arguments=("--name", "cache")),
 ]
 
 FINE = [
@@ -247,7 +268,6 @@ FINE = [
         "",
         HEADER + train_rows(lambda text: f'"{text},\nsaid ""he"""'),
     ),
-    Bad("a question is empty", 0, "", TRAIN.replace("question 2,answer 1", ",answer 1")),
     Bad("empty responses", 0, "", HEADER + train_rows(lambda text: "")),
     Bad("white space responses", 0, "", HEADER + train_rows(lambda text: " \t ")),
     Bad("identical responses", 0, "", HEADER + train_rows(lambda text: "same")),

@@ -13,10 +13,17 @@ pytestmark = pytest.mark.slow
 PLAIN = ("--backbone", "none", "--folds", "3", "--quiet")
 
 
+def contest(folder):
+    """A contest with a planted signal, and a stage two that is quick."""
+    write_table(folder, 40, 12)
+    (folder / "stackllm.toml").write_text("[stack]\nn_trees = 50\nn_seeds = 1\n")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """A contest on which ``stackllm run`` has been typed, and what it printed."""
-    folder = write_table(tmp_path_factory.mktemp("played"), 40, 12)
+    folder = contest(tmp_path_factory.mktemp("played"))
     done = stackllm("run", *PLAIN, "--json", "--truth", "solution.csv", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
@@ -92,7 +99,7 @@ def test_damage_is_found_and_mended_to_the_same_bytes(played):
 
 def test_same_seed_same_bytes_with_one_worker_or_two(played, tmp_path):
     folder, _ = played
-    other = write_table(tmp_path, 40, 12)
+    other = contest(tmp_path)
     others = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}
     done = stackllm("run", *PLAIN, "--jobs", "2", cwd=other, **others)
     assert done.returncode == 0, done.stderr
@@ -151,7 +158,7 @@ def test_labels_shuffled_within_groups_score_chance(tmp_path):
 
 def test_zero_rounds_is_the_plain_stack(played, tmp_path):
     folder, _ = played
-    other = write_table(tmp_path, 40, 12)
+    other = contest(tmp_path)
     plain = stackllm("stack", *PLAIN, "--json", cwd=other)
     zero = stackllm("pseudo", "--rounds", "0", *PLAIN, "--json", cwd=other)
     assert json.loads(plain.stdout)["oof_log_loss"] == json.loads(zero.stdout)["oof_log_loss"]
@@ -210,7 +217,7 @@ def test_dry_run_tells_what_has_changed(played):
     assert "folds: done" in told()
     assert "stack/models/round0_fold0: done" in told()
     before = digests(folder / "artifacts")
-    assert "all units are done" in stackllm("stack", *PLAIN, "--dry-run", cwd=folder).stdout
+    assert "all units are done" in stackllm("run", *PLAIN, "--dry-run", cwd=folder).stdout
     assert digests(folder / "artifacts") == before
     listed = stackllm("stack", *PLAIN, "--dry-run", "--json", "--seed", "7", cwd=folder)
     told_units = json.loads(listed.stdout)["would_run"]
