@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 from stackllm.crossfit.pseudo import PseudoParams
 from stackllm.errors import DataError, MissingInputError, StackllmError, UsageError, did_you_mean
 from stackllm.llm.encode import EncoderParams
-from stackllm.llm.locate import anchored, find_backbone
+from stackllm.llm.locate import anchored, check_backbone
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.external import ExternalParams
 from stackllm.members.own import is_own
@@ -193,13 +193,13 @@ def check_llms(settings: Settings) -> None:
 
     Raises
     ------
-    MissingInputError
-        If its folder is not there.
+    MissingInputError, StorageError
+        If its folder is not there, or not what can be loaded.
     UsageError
         If it is none to read with, or the address of its server is wrong.
     """
     for name in settings.backbones:
-        find_backbone(name)
+        check_backbone(name)
     if settings.rater.ask and settings.rater.url:
         check_url(settings.rater.url, settings.server.allow_http)
 

@@ -142,6 +142,20 @@ def revision_of(name: str) -> str:
     return Path(path).parent.name if isinstance(path, str) else UNKNOWN
 
 
+def check_backbone(name: str) -> Path | str:
+    """:func:`find_backbone`, with a look at whether what stands there can be loaded; reads no weights.
+
+    Raises
+    ------
+    MissingInputError, UsageError, StorageError
+        If there is no such backbone, or its files are not what can be loaded.
+    """
+    source = find_backbone(name)
+    if isinstance(source, Path):
+        (check_folder if source.is_dir() else check_gguf)(source)
+    return source
+
+
 def is_ready(name: str) -> bool:
     """Can a backbone be loaded without fetching or converting anything?"""
     source = find_backbone(name)
@@ -166,13 +180,9 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
     MissingInputError, UsageError, StorageError
         If there is no such backbone, or its files are not what can be loaded.
     """
-    source = find_backbone(name)
-    if isinstance(source, str):
-        return source
-    if source.is_dir():
-        check_folder(source)
+    source = check_backbone(name)
+    if isinstance(source, str) or source.is_dir():
         return str(source)
-    check_gguf(source)
     unit = _converted(name, source)
     folder = unit.inside(cache_folder())
     condition = state(cache_folder(), unit)
