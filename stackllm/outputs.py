@@ -336,7 +336,7 @@ _NO_DIFFERENCE = {"data.train", "data.test", "data.sample", "data.csv_safe", "ps
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, values in settings.items():
-        if section == "server":
+        if section in ("server", "notes"):
             continue
         inner = values if isinstance(values, dict) else {"": values}
         flat |= {f"{section}.{name}".rstrip("."): value for name, value in inner.items()}

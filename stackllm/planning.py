@@ -11,6 +11,7 @@ import polars as pl
 
 from stackllm.errors import StackllmError
 from stackllm.llm.backbone import load_config
+from stackllm.llm.locate import is_ready
 from stackllm.members.registry import Member, kind_of
 from stackllm.members.stage import stage_label
 from stackllm.report.text import aligned
@@ -181,6 +182,8 @@ def _tokens(texts: pl.DataFrame, most_question: int, most_response: int) -> int:
 def _hidden(backbone: str) -> int | None:
     """Width of an LLM's layers; None where its configuration is not on this machine."""
     try:
+        if not is_ready(backbone):  # a dry run fetches and converts nothing
+            return None
         return int(load_config(backbone, lambda text: None).get_text_config().hidden_size)
     except (StackllmError, AttributeError):
         return None
