@@ -102,6 +102,8 @@ def blocks(languages):
 @pytest.mark.parametrize("block", list(blocks({"python"})))
 def test_python_on_the_pages_runs(block):
     """On groups of four rows; what a block is given stands under the names that pages use."""
+    if "AutoPeftModel" in block:
+        pytest.skip("needs a fine-tuned model: run in tests/finetune/test_model.py")
     from sklearn.linear_model import LogisticRegression
 
     draw = np.random.default_rng(0)

@@ -35,7 +35,7 @@ n_trees = 6
 DECODER = """
 [[member]]
 kind = "decoder"
-backbone = "./tiny"
+backbone = "{folder}/tiny"
 precision = "float32"
 trainable_layers = 1
 [member.prompt]
@@ -66,7 +66,7 @@ def write_decoder(folder: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     fast.save_pretrained(folder / "tiny")
     with (folder / "stackllm.toml").open("a") as settings:
-        settings.write(DECODER)
+        settings.write(DECODER.format(folder=folder.resolve()))  # adapters hold the path
 
 
 def write_contest(folder: Path, n_groups: int = 12, seed: int = 0) -> Path:

@@ -202,6 +202,9 @@ def save_classifier(model: PeftModel, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("target_modules", "modules_to_save"):  # sets: their order is chance
         config[key] = sorted(set(config[key]))
+    base = Path(config["base_model_name_or_path"]).expanduser()
+    if base.is_dir():  # a relative one would be looked for wherever it is loaded
+        config["base_model_name_or_path"] = str(base.resolve())
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8", newline="\n")
 
 
