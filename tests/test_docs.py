@@ -153,7 +153,6 @@ def test_commands_on_the_pages_can_be_typed(command):
             cli.get_command(root, name).make_context(name, arguments, parent=root)
 
 
-@pytest.mark.xfail(reason="the README is written last", strict=False)
 def test_the_tree_of_the_readme():
     """The package's modules and folders, each once, and nothing that is not there."""
     tree = (ROOT / "README.md").read_text().split("\n## Tree\n")[1].split("```")[1]
