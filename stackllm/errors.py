@@ -114,3 +114,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return f'Did you mean "{lowered[near[0]]}"?'
     shown = ", ".join(f'"{candidate}"' for candidate in names[:20])
     return f"There are: {shown}{', …' if len(names) > 20 else ''}."
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says first, for a sentence of ours; the kind of error where it says nothing.
+
+    Examples
+    --------
+    >>> first_line(ValueError("no  such thing\\nfrom deep inside")), first_line(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    said = str(error).strip() or type(error).__name__
+    return " ".join(said.splitlines()[0].split())[:200]

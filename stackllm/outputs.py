@@ -24,12 +24,14 @@ from stackllm.members.registry import Member
 from stackllm.members.stage import gather_full, gather_places, places_of
 from stackllm.metrics import log_loss
 from stackllm.predict import store_model
+from stackllm.report.doctor import PACKAGES
 from stackllm.report.leaderboard import leaderboard, member_scores, render, verdicts
 from stackllm.report.logbook import EARLIER, RECORD, STATE
 from stackllm.stack.posteriors import Calibrated, cross_calibrate
 from stackllm.stack.round import Round, final_posteriors, final_rows
 from stackllm.store.atomic import make_folder, write_file, write_text
 from stackllm.store.digest import file_digest
+from stackllm.store.records import read_json
 from stackllm.study import Study
 from stackllm.tables.contest import Table
 from stackllm.tables.spreadsheet import spreadsheet_safe
@@ -40,18 +42,6 @@ _HANDED_OUT = (
 )  # fmt: skip
 _NOT_STORED = {"seconds", "test_one_fold", "test_raw", "test_posterior", "test_se"}
 """Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""
-
-_PACKAGES = (
-    "numpy",
-    "scipy",
-    "polars",
-    "scikit-learn",
-    "lightgbm",
-    "torch",
-    "transformers",
-    "joblib",
-    "click",
-)
 
 
 @dataclass(frozen=True)
@@ -158,7 +148,8 @@ def _write_predictions(
     root, table, design = study.workspace.root, study.table, study.design
     for played in rounds:
         _write_rows(study, played.number, played.posteriors)
-        rows = _test_rows(played, full)
+        views = {name: model.test for name, model in played.models.items()}
+        rows = final_rows(views, full, played.blend.weights)
         if played.number == 0:
             write_submission(root / "submission_raw.csv", study, rows.mean(axis=0))
         final = final_posteriors(rows, design.test_groups, study.settings.data.quota)
@@ -196,11 +187,6 @@ def full_predictions(study: Study) -> dict[str, np.ndarray]:
         for member in study.settings.members
     }
     return {name: matrix for name, matrix in predictions.items() if matrix is not None}
-
-
-def _test_rows(played: Round, full: Mapping[str, np.ndarray]) -> np.ndarray:
-    views = {name: model.test for name, model in played.models.items()}
-    return final_rows(views, full, played.blend.weights)
 
 
 def _write_rows(study: Study, number: int, posteriors: Mapping[str, Calibrated]) -> None:
@@ -286,7 +272,7 @@ def _how_made(study: Study) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu_flags": _cpu_flags(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "settings": json.loads(json.dumps(dataclasses.asdict(study.settings))),
         "inputs": {path: file_digest(Path(path)) for path in (data.train, data.test)},
         "classes": list(study.table.classes),
@@ -300,7 +286,7 @@ def _set_aside(study: Study) -> None:
     """Move what a run of other settings or tables handed out under this name into ``earlier/``."""
     root = study.workspace.root
     try:
-        stored = json.loads((root / RECORD).read_text(encoding="utf-8"))
+        stored = read_json(root / RECORD)
         differences = _differences(stored, _how_made(study))
     except FileNotFoundError:
         return
@@ -316,7 +302,7 @@ def _set_aside(study: Study) -> None:
             path.replace(folder / path.name)
     study.workspace.reporter.warn(
         f"{root} was made before with {'; '.join(differences[:5])}. What it handed out is kept in {folder}; "
-        "another --name keeps both apart."
+        "another name keeps both apart."
     )
 
 

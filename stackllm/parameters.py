@@ -123,17 +123,15 @@ def hints_of(params: type) -> dict[str, Any]:
     return _hints(params)
 
 
-@functools.cache
+@functools.cache  # apart, for a class is nothing that mypy takes for hashable
 def _hints(params: type) -> dict[str, Any]:
     return get_type_hints(params, include_extras=True)
 
 
 def marks(hint: Any) -> list[Any]:
     """What is annotated anywhere in a type, such as :data:`FILE`."""
-    found = list(getattr(hint, "__metadata__", ()))
-    for part in get_args(hint):
-        found += marks(part)
-    return found
+    inner = [mark for part in get_args(hint) for mark in marks(part)]
+    return [*getattr(hint, "__metadata__", ()), *inner]
 
 
 def allowed(hint: Any) -> str:
@@ -169,7 +167,7 @@ def allowed(hint: Any) -> str:
     return "true or false" if plain is bool else "a table of keys and values"
 
 
-def shown(value: Any, most: int = 80) -> str:
+def shown(value: Any) -> str:
     """A value as a settings file has it, cut to a sentence's measure.
 
     Examples
@@ -181,7 +179,7 @@ def shown(value: Any, most: int = 80) -> str:
         text = repr(value)
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _checked(hint: Any, value: Any, label: str, wrong_type: type[StackllmError]) -> Any:

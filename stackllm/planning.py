@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
+from stackllm.engine.local import TIMINGS, read_timings
 from stackllm.errors import StackllmError
 from stackllm.llm.backbone import load_config
 from stackllm.llm.locate import is_ready
@@ -136,10 +136,10 @@ def _implied(study: Study, rounds: int, stack: bool) -> Iterator[Stage]:
     yield Stage("inputs", 1, 1)
     n_parts = int(design.parts.max()) + 1
     for number in range(rounds + 1):
-        places = design.n_folds * (n_parts if number else 1)
+        n_places = design.n_folds * (n_parts if number else 1)
         for of_gpu in (True, False):
             members = [it for it in settings.members if kind_of(it.kind).of_gpu == of_gpu]
-            units = sum(_trainings(member, places, number) for member in members)
+            units = sum(_trainings(member, n_places, number) for member in members)
             for member in members if not number else ():
                 if member.traits.trunk:
                     prompt = member.traits.trunk.prompt
@@ -157,17 +157,17 @@ def _implied(study: Study, rounds: int, stack: bool) -> Iterator[Stage]:
             yield Stage(
                 f"stack inputs, round {number}", design.n_folds, design.n_folds, n_bytes=n_bytes
             )
-            yield Stage(f"stack, round {number}", places, places)
+            yield Stage(f"stack, round {number}", n_places, n_places)
     if stack:
         yield Stage("model", 1, 1)
 
 
-def _trainings(member: Member, places: int, number: int) -> int:
+def _trainings(member: Member, n_places: int, number: int) -> int:
     traits = member.traits
     if number and not traits.every_round:
         return 0
     n_seeds = len(traits.seeds or (0,))
-    return n_seeds * (places + (traits.refitted and not number))
+    return n_seeds * (n_places + (traits.refitted and not number))
 
 
 def _tokens(texts: pl.DataFrame, most_question: int, most_response: int) -> int:
@@ -184,7 +184,7 @@ def _hidden(backbone: str) -> int | None:
     try:
         if not is_ready(backbone):  # a dry run fetches and converts nothing
             return None
-        return int(load_config(backbone, lambda text: None).get_text_config().hidden_size)
+        return int(load_config(backbone, lambda text: None).hidden_size)
     except (StackllmError, AttributeError):
         return None
 
@@ -195,24 +195,18 @@ class _Times:
     def __init__(self, study: Study) -> None:
         self.n_jobs = study.workspace.run.n_jobs
         seconds: dict[str, list[float]] = {}
-        for path in study.workspace.root.parent.glob("*/timings.jsonl"):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
-                seconds.setdefault(_stage_of(entry["unit"]), []).append(entry["seconds"])
+        for path in study.workspace.root.parent.glob(f"*/{TIMINGS}"):
+            for unit, spent in read_timings(path.parent).items():
+                seconds.setdefault(_stage_of(unit), []).append(spent)
         self.means = {name: sum(values) / len(values) for name, values in seconds.items()}
 
     def of(self, name: str, units: int | None) -> float | None:
         """Seconds of so many units of a stage on all workers."""
         mean = self.means.get(name.split(",")[0])
-        return (
-            None
-            if mean is None or units is None
-            else mean * units / max(1, min(self.n_jobs, units))
-        )
+        if mean is None or units is None:
+            return None
+        return mean * units / max(1, min(self.n_jobs, units))
 
 
 def _stage_of(unit: str) -> str:
-    head, *rest = unit.split("/")
-    return {"stack": f"stack {rest[0]}" if rest and rest[0] == "inputs" else "stack"}.get(
-        head, head
-    )
+    return "stack inputs" if unit.startswith("stack/inputs/") else unit.split("/")[0]

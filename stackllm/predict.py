@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +34,7 @@ from stackllm.stack.features import stack_features
 from stackllm.stack.posteriors import fold_posteriors
 from stackllm.stack.round import Round, final_posteriors, final_rows
 from stackllm.store.digest import digest
+from stackllm.store.records import read_json, write_json
 from stackllm.store.units import Unit, make_unit, open_unit, stored_key
 from stackllm.study import Study, read_scored
 from stackllm.tables.contest import TableParams, read_new
@@ -99,8 +98,7 @@ def store_model(study: Study, played: Round, full: Sequence[str]) -> None:
     }
 
     def fill(folder: Path) -> None:
-        text = json.dumps(content, indent=1, sort_keys=True)
-        (folder / _FILE).write_text(text, encoding="utf-8", newline="\n")
+        write_json(folder / _FILE, content, indent=1, sort_keys=True)
         for recipe in study.recipes:
             shutil.copyfile(recipe.path, folder / recipe.path.name)
 
@@ -152,7 +150,7 @@ def open_model(root: Path) -> Model:
             f'{root}: there is no finished model here. Run "stackllm stack" or "stackllm run" first, or name another run.'
         )
     open_unit(root, Unit(_UNIT, stored_key(folder)))
-    content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    content = read_json(folder / _FILE)
     if "data" not in content:
         raise DataError(
             f"{root}: this model was stored by an older stackllm. Run the command that made the run again; it takes "
@@ -290,7 +288,10 @@ def predict_new(
     views, full = {}, {}
     for member in content["members"]:
         name, predict = member["name"], _predictor(member["kind"])
-        apply = partial(_apply, predict, inputs, every)
+
+        def apply(folder: Path, _: int, predict: Predict = predict) -> np.ndarray:
+            return predict(inputs, every, folder)
+
         views[name] = _by_fold(model, "places", name, apply)
         if name in content["full"]:
             full[name] = _by_fold(model, "full", name, apply)[0]
@@ -316,7 +317,7 @@ def _inputs(
     model: Model, rows: pl.DataFrame, workspace: Workspace, server: ServerParams | None
 ) -> Inputs:
     content = model.content
-    encoder = EncoderParams(**_tuples(content["encoder"])) if content["encoder"] else None
+    encoder = EncoderParams(**content["encoder"]) if content["encoder"] else None
     recipes = [
         Recipe(Path(name).stem, model.root / _UNIT / name, tuple(needs))
         for name, needs in content["recipes"]
@@ -331,7 +332,7 @@ def _inputs(
     stored = build_inputs(
         f"new-{digest(rows)[:16]}", rows, encoder, recipes, workspace,
         trunks=[trunk for trunk in trunks if trunk],
-        rater=RaterParams(**{**_tuples(content["rater"]), "ask": ()}),  # its recipes are in the model
+        rater=RaterParams(**{**content["rater"], "ask": ()}),  # its recipes are in the model
         server=server,
     )  # fmt: skip
     return load_inputs(stored.folder)
@@ -349,12 +350,6 @@ def _by_fold(
 
 
 Predict = Callable[[Inputs, np.ndarray, Path], np.ndarray]
-
-
-def _apply(
-    predict: Predict, inputs: Inputs, rows: np.ndarray, folder: Path, fold: int
-) -> np.ndarray:
-    return predict(inputs, rows, folder)
 
 
 def _describe(member: Member) -> dict[str, Any]:
@@ -375,15 +370,9 @@ def _as_computed(params: EncoderParams | RaterParams) -> dict[str, Any]:
 
 def _check_weights(name: str, revision: str) -> None:
     """Refuse an LLM that is another one by now; of one in the hub that nobody has fetched yet there is no news."""
-    found = revision_of(name)
-    if found != revision and UNKNOWN not in (found, revision):
+    now = revision_of(name)
+    if now != revision and UNKNOWN not in (now, revision):
         raise DataError(
             f'backbone "{name}" is not the one that this run was trained on: its weights have changed. '
             "Put the old ones back, or train anew with stackllm stack or run."
         )
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }

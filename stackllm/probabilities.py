@@ -28,6 +28,14 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return powers
 
 
+def log_sum(logs: np.ndarray, axis: int) -> np.ndarray:
+    """Log of the sum of exponentials along an axis, which goes; -inf where all of them are -inf."""
+    top = np.maximum(logs.max(axis=axis, keepdims=True), -1e300)
+    with np.errstate(divide="ignore"):
+        summed: np.ndarray = np.squeeze(top, axis) + np.log(np.exp(logs - top).sum(axis=axis))
+    return summed
+
+
 def log_blend(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Normalised product of powers over the first axis of ``(n_models, n_rows, n_classes)``.
 

@@ -157,7 +157,7 @@ def read_settings(path: Path | None, overrides: Mapping[str, Mapping[str, Any]])
     default, members, external = _members(where, content.get("member"), folder)
     for name, given in overrides.items():
         if name == "recipes":
-            recipes += _recipes("--recipe", given.get("files", ()), Path(), UsageError)
+            recipes += _recipes("the setting recipes", given.get("files", ()), Path(), UsageError)
         elif name in _SECTIONS:
             sections[name] = build(
                 f"[{name}]", type(sections[name]), given, sections[name], Path(), options=given
@@ -250,7 +250,7 @@ def build(
             values[name] = value
 
     def label(name: str) -> str:
-        return _flag(name) if name in options else f"{where} {name}"
+        return f"the setting {name}" if name in options else f"{where} {name}"
 
     checked = validated(params, values, label, wrong)
     if folder is not None:
@@ -320,10 +320,6 @@ def _anchored(hint: Any, value: Any, folder: Path, label: str) -> Any:
             f'{label}: "{value}" begins with a user who is not known here. Write the whole path.'
         )
     return str(folder / name) if is_file else anchored(name, folder)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _members(
@@ -396,7 +392,7 @@ def _without_encoder(
         if member not in default:
             raise UsageError(
                 f'{where}: the member "{member.name}" reads with the LLM of [encoder], whose backbone is '
-                f'"{NO_BACKBONE}". Give one (--backbone NAME), or remove the member.'
+                f'"{NO_BACKBONE}". Give one with the setting backbone, or remove the member.'
             )
     if not frozen:
         return members, ()

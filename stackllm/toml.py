@@ -11,7 +11,7 @@ from stackllm.errors import DataError, MissingInputError
 from stackllm.store.atomic import storage_errors
 
 
-def read_toml(path: Path, next_step: str = "Check --config.") -> dict[str, Any]:
+def read_toml(path: Path, next_step: str = "Check the setting config.") -> dict[str, Any]:
     """A TOML file in UTF-8, with or without a byte-order mark.
 
     Parameters

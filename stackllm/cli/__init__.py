@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from stackllm import __version__
-from stackllm.errors import StackllmError
+from stackllm.errors import StackllmError, did_you_mean, first_line
 
 COMMANDS = {
     "features": "Stage one: encoder, recipes and members, out of fold.",
@@ -51,8 +51,6 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Answer an unknown name with the nearest known one."""
-        from stackllm.errors import did_you_mean
-
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             ctx.fail(f'there is no command "{args[0]}". {did_you_mean(args[0], COMMANDS)}')
         return super().resolve_command(ctx, args)
@@ -135,7 +133,7 @@ def main() -> None:
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # polars', and no Exception
             raise
-        click.echo(f"error: polars gave up ({str(error).splitlines()[0]:.200}).", err=True)
+        click.echo(f"error: polars gave up ({first_line(error)}).", err=True)
         status = 74
     sys.exit(status if isinstance(status, int) else 0)
 

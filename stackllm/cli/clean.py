@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
+from stackllm.cli.options import ARTIFACTS, AS_JSON
+
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
-@click.option(
-    "--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@ARTIFACTS
+@AS_JSON
 def clean(names: tuple[str, ...], artifacts: Path, as_json: bool) -> None:
     """Remove runs or parts of the cache, by the names that "stackllm runs --sizes" lists.
 

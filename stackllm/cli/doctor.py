@@ -6,10 +6,12 @@ import json
 
 import click
 
+from stackllm.cli.options import AS_JSON
+
 
 @click.command()
 @click.option("--backbone", default="smollm2", show_default=True, help="Frozen LLM to look for.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@AS_JSON
 def doctor(backbone: str, as_json: bool) -> None:
     """Check what this machine has, and what would be used and why.
 
@@ -20,9 +22,6 @@ def doctor(backbone: str, as_json: bool) -> None:
     """
     from stackllm.report.doctor import examine
 
-    found = examine(backbone)
-    click.echo(
-        json.dumps(found)
-        if as_json
-        else "\n".join(f"{name}: {value}" for name, value in found.items())
-    )
+    told = examine(backbone)
+    lines = (f"{name}: {value}" for name, value in told.items())
+    click.echo(json.dumps(told) if as_json else "\n".join(lines))

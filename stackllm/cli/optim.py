@@ -5,93 +5,71 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from stackllm.cli.options import FILE, together
+
 METHODS = ("posterior", "assignment", "blend", "sinkhorn", "none")
-FILE = click.Path(path_type=Path, readable=False)
-"""Whether it can be read shows when it is read: that has an exit code of its own."""
-
-
-def _files(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that name files."""
-    for option in (
-        click.option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="Where to write; - is the standard output. [default: SUB.optim.csv]",
-        ),
-        click.option(
-            "--truth", type=FILE, metavar="FILE", help="True labels: score before and after."
-        ),
-        click.option("--fit-truth", type=FILE, metavar="FILE", help="The labels of --fit."),
-        click.option(
-            "--fit", type=FILE, metavar="FILE", help="Out-of-fold predictions to fit the method on."
-        ),
-        click.option(
-            "--groups",
-            type=FILE,
-            metavar="FILE",
-            help="Table with ids and groups. [default: test.csv]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _columns(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that name columns."""
-    for option in (
-        click.option(
-            "--labels",
-            type=click.Choice(["name", "suffix", "position"]),
-            help="How labels name classes. [default: whichever fits]",
-        ),
-        click.option(
-            "--same-question",
-            type=click.Choice(["normalised", "exact"]),
-            help="When two question texts are one group. [default: normalised]",
-        ),
-        click.option("--target", metavar="COLUMN", help="Column of labels. [default: target]"),
-        click.option(
-            "--group", metavar="COLUMN", help="Column that says which rows belong together."
-        ),
-        click.option("--id", metavar="COLUMN", help="Column of ids. [default: id, else the first]"),
-    ):
-        command = option(command)
-    return command
+_OPTIONS = together(
+    click.option(
+        "--groups", type=FILE, metavar="FILE", help="Table with ids and groups. [default: test.csv]"
+    ),
+    click.option(
+        "--fit", type=FILE, metavar="FILE", help="Out-of-fold predictions to fit the method on."
+    ),
+    click.option("--fit-truth", type=FILE, metavar="FILE", help="The labels of --fit."),
+    click.option("--truth", type=FILE, metavar="FILE", help="True labels: score before and after."),
+    click.option(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="Where to write; - is the standard output. [default: SUB.optim.csv]",
+    ),
+    click.option("--id", metavar="COLUMN", help="Column of ids. [default: id, else the first]"),
+    click.option("--group", metavar="COLUMN", help="Column that says which rows belong together."),
+    click.option("--target", metavar="COLUMN", help="Column of labels. [default: target]"),
+    click.option(
+        "--same-question",
+        type=click.Choice(["normalised", "exact"]),
+        help="When two question texts are one group. [default: normalised]",
+    ),
+    click.option(
+        "--labels",
+        type=click.Choice(["name", "suffix", "position"]),
+        help="How labels name classes. [default: whichever fits]",
+    ),
+    click.option(
+        "--method", type=click.Choice(METHODS), help="[default: posterior, or with --fit the best]"
+    ),
+    click.option(
+        "--quota",
+        metavar="N|N,N,…|FILE",
+        help="Places of each class in a group. [default: stackllm.toml's, or 1]",
+    ),
+    click.option(
+        "--exactly", is_flag=True, help="Every place is filled; else a class has at most its quota."
+    ),
+    click.option(
+        "--temperature",
+        metavar="T|auto",
+        help="Above 1 flattens. [default: 1, or with --fit the best]",
+    ),
+    click.option("--renormalise", is_flag=True, help="Scale rows that do not sum to 1."),
+    click.option(
+        "--csv-safe",
+        is_flag=True,
+        help="Make texts that a spreadsheet would run as formulas harmless.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print an account as JSON."),
+)
 
 
 @click.command()
 @click.argument("submission", metavar="SUB.csv", type=FILE)
-@_files
-@_columns
-@click.option(
-    "--method", type=click.Choice(METHODS), help="[default: posterior, or with --fit the best]"
-)
-@click.option(
-    "--quota",
-    metavar="N|N,N,…|FILE",
-    help="Places of each class in a group. [default: stackllm.toml's, or 1]",
-)
-@click.option(
-    "--exactly", is_flag=True, help="Every place is filled; else a class has at most its quota."
-)
-@click.option(
-    "--temperature",
-    default=None,
-    metavar="T|auto",
-    help="Above 1 flattens. [default: 1, or with --fit the best]",
-)
-@click.option("--renormalise", is_flag=True, help="Scale rows that do not sum to 1.")
-@click.option(
-    "--csv-safe", is_flag=True, help="Make texts that a spreadsheet would run as formulas harmless."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print an account as JSON.")
+@_OPTIONS
 def optim(
     submission: Path, output: str | None, as_json: bool, csv_safe: bool, **options: Any
 ) -> None:

@@ -44,6 +44,12 @@ _COLUMNS = (
         help="When two question texts are one group.  [normalised]",
     ),
 )
+ARTIFACTS = click.option(
+    "--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs."
+)
+AS_JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+)
 TRUTH = click.option(
     "--truth", metavar="FILE", type=FILE, help="Labels of the test rows, for scoring only."
 )
@@ -96,13 +102,7 @@ _PSEUDO = (
 )
 _WORK = (
     click.option("--name", default="run", show_default=True, help="Name of the run."),
-    click.option(
-        "--artifacts",
-        type=Path,
-        default=Path("artifacts"),
-        show_default=True,
-        help="Folder of runs.",
-    ),
+    ARTIFACTS,
     click.option(
         "--jobs", type=click.IntRange(1), help="Units side by side.  [number of cores or workers]"
     ),
@@ -115,14 +115,14 @@ _WORK = (
     ),
     click.option("--address", metavar="ADDRESS", help="Of a dask scheduler or ray head."),
     click.option("--dry-run", is_flag=True, help="List what would run and why, and run nothing."),
-    click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
-    ),
+    AS_JSON,
     click.option("--quiet", is_flag=True, help="No progress, warnings only."),
 )
 
 
-def _together(*options: Option[Any]) -> Option[Any]:
+def together(*options: Option[Any]) -> Option[Any]:
+    """Several options as one decorator."""
+
     def add(command: Any) -> Any:
         for option in reversed(options):
             command = option(command)
@@ -131,11 +131,11 @@ def _together(*options: Option[Any]) -> Option[Any]:
     return add
 
 
-column_options = _together(*_COLUMNS)
-table_options = _together(*_TABLE)
-submission_options = _together(*_SUBMISSION)
-pseudo_options = _together(*_PSEUDO)
-work_options = _together(*_WORK)
+column_options = together(*_COLUMNS)
+table_options = together(*_TABLE)
+submission_options = together(*_SUBMISSION)
+pseudo_options = together(*_PSEUDO)
+work_options = together(*_WORK)
 
 
 def settings_of(config: Path | None, recipes: tuple[str, ...] = (), **given: Any) -> Settings:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from stackllm.cli.options import ARTIFACTS, AS_JSON
+
 
 @click.command()
-@click.option(
-    "--artifacts", type=Path, default=Path("artifacts"), show_default=True, help="Folder of runs."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@ARTIFACTS
+@AS_JSON
 @click.option("--sizes", is_flag=True, help="What takes up room instead; see stackllm clean.")
 def runs(artifacts: Path, as_json: bool, sizes: bool) -> None:
     """List all runs: rows, folds, seed, members, and the out-of-fold score of each round.
@@ -27,10 +27,10 @@ def runs(artifacts: Path, as_json: bool, sizes: bool) -> None:
         from stackllm.report import housekeeping
 
         parts = housekeeping.sizes(artifacts)
-        listed = {"sizes": [vars(part) for part in parts]}
-        click.echo(json.dumps(listed) if as_json else housekeeping.render_sizes(parts, artifacts))
+        told = {"sizes": [vars(part) for part in parts]}
+        click.echo(json.dumps(told) if as_json else housekeeping.render_sizes(parts, artifacts))
         return
     from stackllm.report.logbook import read_runs, render_runs
 
-    found = read_runs(artifacts)
-    click.echo(json.dumps({"runs": found}) if as_json else render_runs(found, artifacts))
+    listed = read_runs(artifacts)
+    click.echo(json.dumps({"runs": listed}) if as_json else render_runs(listed, artifacts))

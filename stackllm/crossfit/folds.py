@@ -19,7 +19,7 @@ def assign_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
     Parameters
     ----------
     groups
-        Group id of each row, ``(n_rows,)``, text.
+        Group id of each row, ``(n_rows,)``, text or whole numbers.
     n_folds
         Number of folds, 2 or more.
     seed
@@ -38,7 +38,7 @@ def assign_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
         If there are fewer groups than folds.
     """
     if n_folds < 2:
-        raise UsageError(f"--folds must be 2 or more, not {n_folds}.")
+        raise UsageError(f"n_folds must be 2 or more, not {n_folds}.")
     names, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < n_folds:
         raise DataError(

@@ -53,7 +53,7 @@ class Dask:
             from distributed import Client
         except ImportError as error:
             raise MissingInputError(
-                "--engine dask needs the package distributed. Install it: pip install 'stackllm[dask]'"
+                "engine \"dask\" needs the package distributed. Install it: pip install 'stackllm[dask]'"
             ) from error
         for name in (
             "distributed",
@@ -71,7 +71,7 @@ class Dask:
             self._client = Client(address, timeout=_PATIENCE_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise ServerError(
-                f"--address {address}: no dask scheduler answers there. "
+                f"{address}: no dask scheduler answers there. "
                 "Start one with: dask scheduler, and workers with: dask worker ADDRESS --nthreads 1"
             ) from error
 

@@ -65,7 +65,7 @@ def overheard(log: Path, unit: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_to(log: Path) -> Iterator[None]:
-    """Let all that this process prints as errors go to a file, whoever prints it: for workers only.
+    """Let all that this process prints as errors go to a file, whoever prints it.
 
     So what a crash leaves is found there too, and progress bars and lines of compiled code are.
     """

@@ -21,8 +21,12 @@ from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
 from stackllm.store.atomic import remove_abandoned, storage_errors
 from stackllm.store.checkpoints import checkpoints_of, discard
+from stackllm.store.records import append_json
 from stackllm.store.runs import Runs, Stored
 from stackllm.store.units import REUSED, Unit, adopt, publish, quarantine, state
+
+TIMINGS = "timings.jsonl"
+"""File in a folder of units: seconds that each took."""
 
 ATTEMPTS = 3
 """How often a unit whose worker died is tried before it is given up."""
@@ -274,18 +278,14 @@ class Engine:
         if lost:
             raise StorageError(
                 f"{', '.join(lost)}: the worker process died {ATTEMPTS} times, most likely for want of memory; "
-                f"the other units of {label} are kept. Run the same command with --jobs 1."
+                f"the other units of {label} are kept. Run the same command with the setting jobs at 1."
             )
 
     def _log_time(self, unit: Unit, seconds: float) -> None:
         """Times stand beside the units, never inside: the same work must give the same bytes."""
-        line = json.dumps({"unit": unit.path, "key": unit.key, "seconds": round(seconds, 3)})
-        path = self.root / "timings.jsonl"
-        with (
-            storage_errors(path, "writing"),
-            path.open("a", encoding="utf-8", newline="\n") as file,
-        ):
-            file.write(line + "\n")
+        path = self.root / TIMINGS
+        with storage_errors(path, "writing"):
+            append_json(path, {"unit": unit.path, "key": unit.key, "seconds": round(seconds, 3)})
 
 
 def _stays(task: Task) -> bool:
@@ -337,7 +337,7 @@ def not_run(address: str, error: BaseException) -> ServerError:
 
 def read_timings(root: Path) -> dict[str, float]:
     """Seconds that each unit took when it was last run."""
-    path = root / "timings.jsonl"
+    path = root / TIMINGS
     if not path.is_file():
         return {}
     timings = {}

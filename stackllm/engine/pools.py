@@ -31,14 +31,18 @@ def open_pool(engine: str, address: str | None, n_jobs: int) -> Pool | None:
         from stackllm.engine.dask import Dask
 
         if address is None:
-            raise UsageError("--engine dask needs --address, such as tcp://127.0.0.1:8786.")
+            raise UsageError(
+                'engine "dask" needs the setting address, such as tcp://127.0.0.1:8786.'
+            )
         return Dask(address)
     if engine == "ray":
         from stackllm.engine.ray import Ray
 
         return Ray(address, n_jobs)
     if address is not None:
-        raise UsageError("--address is a cluster's; give --engine dask or --engine ray with it.")
+        raise UsageError(
+            'the setting address is for a cluster. Leave it out, or take engine "dask" or "ray" with it.'
+        )
     if n_jobs == 1:
         return None
     from stackllm.engine.processes import Processes

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from stackllm.store.atomic import storage_errors
+from stackllm.store.records import append_json
 
 _LINE_SECONDS = 15.0
 """Least time between two plain progress lines."""
@@ -60,8 +61,7 @@ def note(entry: dict[str, Any]) -> None:
     if path is not None:
         with storage_errors(path, "writing"):
             path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(entry) + "\n")
+            append_json(path, entry)
 
 
 def notes_of_this_unit() -> Path | None:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from stackllm.errors import StackllmError
+from stackllm.errors import StackllmError, first_line
 
 _PATIENCE = timedelta(days=30)
 """How long others wait for rank 0, which may be busy with units of its own."""
@@ -70,7 +70,7 @@ def follow() -> int:
             ):
                 task.function(Path(folder), *task.args)
     except RuntimeError as error:  # of torch: a closed connection, a GPU without memory
-        print(f"rank {rank()}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+        print(f"rank {rank()}: {first_line(error)}", file=sys.stderr)
         return 1
     return 0
 

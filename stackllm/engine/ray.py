@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.engine.local import Task, WorkerDiedError, not_run, run_task_in
-from stackllm.errors import MissingInputError, ServerError, StackllmError
+from stackllm.errors import MissingInputError, ServerError, StackllmError, first_line
 
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
@@ -27,7 +27,7 @@ def _why(error: BaseException) -> str:
             "the ray cluster wants a token. Set RAY_AUTH_MODE=token here, with the token of its "
             "head in RAY_AUTH_TOKEN or ~/.ray/auth_token."
         )
-    return f"the ray cluster did not let us in ({str(error).splitlines()[0]:.200})."
+    return f"the ray cluster did not let us in ({first_line(error)})."
 
 
 class Ray:
@@ -53,7 +53,7 @@ class Ray:
             import ray
         except ImportError as error:
             raise MissingInputError(
-                "--engine ray needs the package ray. Install it: pip install 'stackllm[ray]'"
+                "engine \"ray\" needs the package ray. Install it: pip install 'stackllm[ray]'"
             ) from error
         self.address = address or "the local ray cluster"
         self._ray = ray
@@ -133,7 +133,7 @@ class Ray:
             socket.create_connection((host, int(port)), timeout=_PATIENCE_SECONDS).close()
         except (OSError, ValueError) as error:
             raise ServerError(
-                f"--address {address}: no ray head answers there. Start one with: ray start --head"
+                f"{address}: no ray head answers there. Start one with: ray start --head"
             ) from error
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from stackllm.engine.progress import note
 from stackllm.finetune.model import trained
 from stackllm.finetune.resume import save_state
 from stackllm.store.checkpoints import keep
+from stackllm.store.records import append_json, read_json, write_json
 
 SAVE_SECONDS = 300.0
 """Least time between two states of a training on disk: most of what a killed one repeats."""
@@ -59,8 +59,7 @@ class History(TrainerCallback):  # type: ignore[misc]
 
     def record(self, entry: dict[str, Any], **speed: float) -> None:
         """Write a line; its speed goes to those who watch only, so that files are the same again."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_json(self.path, entry)
         note({**entry, **speed})
 
 
@@ -96,7 +95,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         self.losses: list[float] = []
         self.best: dict[str, Any] = {}
         if before and (before / _EPOCHS).exists():
-            self.losses = json.loads((before / _EPOCHS).read_text(encoding="utf-8"))
+            self.losses = read_json(before / _EPOCHS)
             self.best = load_file(before / _BEST)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -120,7 +119,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         from safetensors.torch import save_file
 
         if self.losses:
-            (folder / _EPOCHS).write_text(json.dumps(self.losses), encoding="utf-8", newline="\n")
+            write_json(folder / _EPOCHS, self.losses)
             save_file(self.best, folder / _BEST)
 
 

@@ -8,14 +8,13 @@ Other models (:mod:`stackllm.finetune.structure`) read their texts whole and poo
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, Len
 
-from stackllm.errors import UsageError, did_you_mean
+from stackllm.errors import UsageError, did_you_mean, first_line
 from stackllm.finetune.structure import (
     Structure,
     head_names,
@@ -27,6 +26,7 @@ from stackllm.finetune.structure import (
 from stackllm.llm.backbone import CLASSIFIER, Attention, Devices, load_model, quiet_libraries
 from stackllm.llm.layers import check_layers, plain
 from stackllm.parameters import Name, PartOf, check
+from stackllm.store.records import read_json, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -130,7 +130,7 @@ def new_classifier(
     except ValueError as error:
         raise UsageError(
             f'backbone "{backbone}": [member.lora] target_modules {list(lora.target_modules)} cannot have '
-            f"adapters ({str(error).splitlines()[0][:160]})."
+            f"adapters ({first_line(error)})."
         ) from error
     for name in config.modules_to_save:  # in half precision the steps of its rate would round away
         if module := _submodule(model, name):
@@ -199,13 +199,13 @@ def save_classifier(model: PeftModel, folder: Path) -> None:
     plain(model).config.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
     path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     for key in ("target_modules", "modules_to_save"):  # sets: their order is chance
         config[key] = sorted(set(config[key]))
     base = Path(config["base_model_name_or_path"]).expanduser()
     if base.is_dir():  # a relative one would be looked for wherever it is loaded
         config["base_model_name_or_path"] = str(base.resolve())
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8", newline="\n")
+    write_json(path, config, indent=2, sort_keys=True)
 
 
 def logits(model: PeftModel, batch: Batch) -> Tensor:

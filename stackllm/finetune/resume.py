@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from stackllm.finetune.model import trained
+from stackllm.store.records import read_json, write_json
 
 _WEIGHTS, _OPTIMISER, _RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
 _TRAINER = "trainer_state.json"
@@ -36,12 +36,12 @@ def save_state(trainer: Any, folder: Path) -> None:
         "groups": optimiser["param_groups"],
         "schedule": trainer.lr_scheduler.state_dict(),
     }
-    (folder / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8", newline="\n")
+    write_json(folder / _SETTINGS, settings)
 
 
 def load_batch_size(folder: Path) -> int:
     """Rows of a pass that memory had room for."""
-    size: int = json.loads((folder / _TRAINER).read_text(encoding="utf-8"))["train_batch_size"]
+    size: int = read_json(folder / _TRAINER)["train_batch_size"]
     return size
 
 
@@ -58,7 +58,7 @@ def load_optimiser(trainer: Any, folder: Path) -> None:
     """Give the optimiser its moments and rates, and the schedule its place."""
     from safetensors.torch import load_file
 
-    settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    settings = read_json(folder / _SETTINGS)
     state: dict[int, dict[str, Any]] = {}
     for key, value in load_file(folder / _OPTIMISER).items():
         number, name = key.split(".")

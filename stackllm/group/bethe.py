@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from stackllm.group.tempering import LEAST
-from stackllm.probabilities import Floats, softmax
+from stackllm.probabilities import Floats, log_sum, softmax
 
 MAX_ROUNDS = 200
 TOLERANCE = 1e-8
+DAMPING = 0.3
+"""Share of the old message that stays in each round."""
 
 CAUTION = 0.3
 """How far a row's wish leans on the sum of *all* its classes instead of the others only. Plain belief
@@ -26,9 +28,7 @@ propagation (0) falls into one assignment in some groups of confident rows and i
 classes; 0.3 was nearest to the exact marginals at every size where both run (docs/LOG.md)."""
 
 
-def bethe(
-    log_weights: Floats, quota: tuple[int, ...], exactly: tuple[bool, ...], damping: float = 0.3
-) -> Floats:
+def bethe(log_weights: Floats, quota: tuple[int, ...], exactly: tuple[bool, ...]) -> Floats:
     """Approximate posterior class probabilities of groups of one shape.
 
     Parameters
@@ -39,8 +39,6 @@ def bethe(
         Places per class; together at least ``n_rows``.
     exactly
         Per class: must all its places be filled?
-    damping
-        Share of the old message that is kept in each round, in [0, 1).
 
     Returns
     -------
@@ -54,13 +52,11 @@ def bethe(
     result = np.empty_like(log_weights)
     for start in range(0, len(log_weights), 256):
         part = slice(start, start + 256)
-        result[part] = _propagate(log_weights[part], limits, must, damping)
+        result[part] = _propagate(log_weights[part], limits, must)
     return result
 
 
-def _propagate(
-    logs: Floats, limits: NDArray[np.int64], must: NDArray[np.bool_], damping: float
-) -> Floats:
+def _propagate(logs: Floats, limits: NDArray[np.int64], must: NDArray[np.bool_]) -> Floats:
     offer = np.zeros_like(logs)  # log odds that a class would take this row, as seen by the row
     offer[:, :, limits == 0] = -np.inf
     belief = softmax(logs + offer)
@@ -69,7 +65,7 @@ def _propagate(
         wish[:, :, limits == 0] = 0.0
         fresh = _class_messages(wish, limits, must)
         with np.errstate(invalid="ignore"):
-            offer = np.where(limits == 0, -np.inf, damping * offer + (1 - damping) * fresh)
+            offer = np.where(limits == 0, -np.inf, DAMPING * offer + (1 - DAMPING) * fresh)
         before, belief = belief, softmax(logs + offer)
         if np.abs(belief - before).max(initial=0.0) < TOLERANCE:
             break
@@ -136,19 +132,11 @@ def _ratio(wish: Floats, c: int, exact: bool) -> Floats:
     if not exact:  # up to k places instead of k: then one product gives the sum over all k
         after = np.logaddexp.accumulate(after, axis=1)
     # e_k of all rows but one is the sum of e_l before times e_(k - l) behind
-    full = _log_sum(before + after[:, ::-1])
-    fewer = _log_sum(before[:, :c] + after[:, c - 1 :: -1])
+    full = log_sum(before + after[:, ::-1], axis=1)
+    fewer = log_sum(before[:, :c] + after[:, c - 1 :: -1], axis=1)
     with np.errstate(invalid="ignore"):
         ratio = np.clip(np.nan_to_num(fewer - full, nan=0.0), -1e5, 1e5)
     return np.ascontiguousarray(ratio.transpose(1, 0, 2))
-
-
-def _log_sum(logs: Floats) -> Floats:
-    """Log of the sum of exponentials along the second axis, where -inf may be all there is."""
-    top = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
-    with np.errstate(divide="ignore"):
-        summed: Floats = top[:, 0] + np.log(np.exp(logs - top).sum(axis=1))
-    return summed
 
 
 def _with_one_more(ways: Floats, odds: Floats) -> Floats:

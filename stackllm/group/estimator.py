@@ -310,7 +310,7 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         """Out-of-fold predictions ``(n_rows, n_classes)``; None where no split leaves all classes to learn."""
         if codes.max() == codes.min():
             return None
-        folds = inner_folds(codes.astype(str), self.cv, self.random_state)
+        folds = inner_folds(codes, self.cv, self.random_state)
         oof = np.empty((len(truth), len(self.classes_)))
         for fold in range(int(folds.max()) + 1):
             rest, inside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)

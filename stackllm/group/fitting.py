@@ -178,7 +178,7 @@ def choose_method(
         raise UsageError("fitting needs two groups or more: one to fit on and one to judge on.")
     candidates = _candidates(method, plan)
     n_folds = min(n_folds, plan.n_groups)
-    folds = assign_folds(plan.codes.astype(str), n_folds, seed)
+    folds = assign_folds(plan.codes, n_folds, seed)
 
     def fit(name: str, rows: NDArray[np.bool_]) -> Method:
         return fit_of(name, matrix[rows], plan.part(rows), truth[rows])

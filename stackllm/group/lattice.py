@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stackllm.group.tempering import AS_IT_IS, Calibration, log_weights
-from stackllm.probabilities import Floats
+from stackllm.probabilities import Floats, log_sum
 
 Table = NDArray[np.intp]
 
@@ -131,8 +131,7 @@ def build(n_rows: int, quota: tuple[int, ...], exactly: tuple[bool, ...]) -> Lat
         out[source, label] = target
         layers.append(Layer(into, into_class, out))
         padded = np.append(ways, -np.inf)[into]
-        top = padded.max(axis=1)
-        ways = top + np.log(np.exp(padded - top[:, None]).sum(axis=1))
+        ways = log_sum(padded, axis=1)
         states = following
         sizes.append(n_to)
     must = np.asarray(exactly, dtype=np.bool_)
@@ -257,23 +256,17 @@ def _posterior(lattice: Lattice, calibration: Calibration, space: _Workspace) ->
 
 def _logarithmic(lattice: Lattice, logs: Floats) -> Floats:
     n_groups = logs.shape[2]
-
-    def total(logs: Floats, axis: int) -> Floats:
-        top = np.maximum(logs.max(axis=axis, keepdims=True), -1e300)  # nothing there stays at -inf
-        summed: Floats = np.squeeze(top, axis) + np.log(np.exp(logs - top).sum(axis=axis))
-        return summed
-
     nothing = np.full((1, n_groups), -np.inf)
     forward = [np.concatenate([np.zeros((1, n_groups)), nothing])]
     with np.errstate(divide="ignore"):
         for r, layer in enumerate(lattice.layers):
-            reached = total(forward[r][layer.into] + logs[r][layer.into_class], axis=1)
+            reached = log_sum(forward[r][layer.into] + logs[r][layer.into_class], axis=1)
             forward.append(np.concatenate([reached, nothing]))
         backward = np.repeat(np.log(lattice.last)[:, None], n_groups, axis=1)
         scores = np.empty_like(logs)
         for r, layer in reversed(list(enumerate(lattice.layers))):
             after = backward[layer.out]  # (n_states, n_classes, n_groups)
-            scores[r] = total(forward[r][:-1, None] + after, axis=0) + logs[r]
-            backward = np.concatenate([total(after + logs[r], axis=1), nothing])
+            scores[r] = log_sum(forward[r][:-1, None] + after, axis=0) + logs[r]
+            backward = np.concatenate([log_sum(after + logs[r], axis=1), nothing])
     result: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
     return result

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stackllm.engine import ranks
-from stackllm.errors import MissingInputError, StorageError, UsageError
-from stackllm.llm.locate import EMBEDDED, first_line, prepare, revision_of
+from stackllm.errors import MissingInputError, StorageError, UsageError, first_line
+from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

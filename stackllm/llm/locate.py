@@ -7,13 +7,14 @@ import functools
 import hashlib
 import importlib.util
 import io
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from stackllm.errors import MissingInputError, StorageError, UsageError
+from stackllm.errors import MissingInputError, StorageError, UsageError, first_line
 from stackllm.llm.folders import check_folder, check_gguf, gguf_in
+from stackllm.store.digest import file_digest
+from stackllm.store.records import read_json, write_json
 from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
 
 EMBEDDED = "smollm2"
@@ -107,7 +108,7 @@ def _refuse_custom_code(folder: Path) -> None:
     """
     for path in sorted(folder.glob("*config.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError):  # loading will say it better
             continue
         if isinstance(content, dict) and ({"auto_map", "custom_pipelines"} & content.keys()):
@@ -224,14 +225,7 @@ def _convert(source: Path, folder: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    (folder / "complete.json").write_text(
-        json.dumps({"source": _file_digest(source)}), encoding="utf-8", newline="\n"
-    )
-
-
-def first_line(error: Exception) -> str:
-    """What a library says first, for a sentence of ours."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+    write_json(folder / "complete.json", {"source": _file_digest(source)})
 
 
 def _file_digest(path: Path) -> str:
@@ -242,8 +236,7 @@ def _file_digest(path: Path) -> str:
 @functools.lru_cache
 def _digest_as_of(path: Path, size: int, changed: int) -> str:
     """Digest of a file of which nothing says that it has changed; weights can be of many GiB."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 def _folder_digest(folder: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -54,6 +53,7 @@ from stackllm.metrics import log_loss
 from stackllm.parameters import BackboneName, Seed, check
 from stackllm.store.checkpoints import LAST_GOOD, keep
 from stackllm.store.digest import digest
+from stackllm.store.records import read_json, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -216,13 +216,13 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     content = {
         "n_classes": targets.n_classes, "warm_head": warm, "params": dataclasses.asdict(params),
     }  # fmt: skip
-    (folder / _SETTINGS).write_text(json.dumps(content, indent=1), encoding="utf-8", newline="\n")
+    write_json(folder / _SETTINGS, content, indent=1)
 
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
     use_one_thread()
-    content = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    content = read_json(folder / _SETTINGS)
     params = _params(content["params"])
     model, tokenizer = load_classifier(
         folder, params.backbone, params.precision, content["n_classes"],
@@ -239,7 +239,7 @@ def _hold_out(
     """What to train on, and what tells when to stop: given labels of a fifth of the training groups."""
     if not params.training.patience:
         return targets, targets.only(np.zeros(len(targets.rows), dtype=bool))
-    held = inner_folds(inputs.groups[targets.rows].astype(str), 5, seed) == 0
+    held = inner_folds(inputs.groups[targets.rows], 5, seed) == 0
     return targets.only(~held), targets.only(held & targets.given)
 
 
@@ -298,16 +298,12 @@ def warm_head(
 
 
 def _params(stored: dict[str, Any]) -> DecoderParams:
-    lora = {**stored["lora"], "target_modules": tuple(stored["lora"]["target_modules"])}
-    return DecoderParams(
-        **{
-            **stored,
-            "seeds": tuple(stored["seeds"]),
-            "prompt": PromptParams(**stored["prompt"]),
-            "lora": LoraParams(**lora),
-            "training": TrainingParams(**{**stored["training"], "report_to": ()}),
-        }
-    )
+    inner = {
+        "prompt": PromptParams(**stored["prompt"]),
+        "lora": LoraParams(**stored["lora"]),
+        "training": TrainingParams(**{**stored["training"], "report_to": ()}),
+    }
+    return DecoderParams(**{**stored, **inner})
 
 
 def sequences(

@@ -6,7 +6,6 @@ answers to a question share says nothing about who wrote which.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +15,10 @@ from annotated_types import Ge, Le, Len
 
 from stackllm.crossfit.targets import Targets
 from stackllm.members.inputs import Inputs
-from stackllm.members.linear import choose_penalty, logistic
+from stackllm.members.linear import choose_penalty, class_probabilities, logistic
 from stackllm.parameters import check
-from stackllm.probabilities import softmax
 from stackllm.recipes.within import centre
+from stackllm.store.records import read_json, write_json
 
 VERSION = 1
 
@@ -60,9 +59,7 @@ def fit(inputs: Inputs, targets: Targets, params: FrozenParams, seed: int, folde
     weights, bias = logistic(features[targets.rows], targets, chosen, params.max_iter)
     for name, array in {"mean": mean, "scale": scale, "weights": weights, "bias": bias}.items():
         np.save(folder / f"{name}.npy", array)
-    (folder / "head.json").write_text(
-        json.dumps({"c": chosen, "centred": params.centred}), encoding="utf-8", newline="\n"
-    )
+    write_json(folder / "head.json", {"c": chosen, "centred": params.centred})
 
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
@@ -71,9 +68,9 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
         np.load(folder / f"{name}.npy", allow_pickle=False)
         for name in ("mean", "scale", "weights", "bias")
     )
-    centred = json.loads((folder / "head.json").read_text(encoding="utf-8"))["centred"]
+    centred = read_json(folder / "head.json")["centred"]
     features = _standardise(_features(inputs, centred)[rows], mean, scale)
-    return softmax((features @ weights.T + bias).astype(np.float64))
+    return class_probabilities(features, weights, bias)
 
 
 def _features(inputs: Inputs, centred: bool) -> np.ndarray:

@@ -6,7 +6,6 @@ N-grams are hashed, so counting needs no vocabulary and happens once for all row
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +17,10 @@ from scipy.sparse import csr_matrix, hstack
 
 from stackllm.crossfit.targets import Targets
 from stackllm.members.inputs import Inputs, View
-from stackllm.members.linear import logistic
+from stackllm.members.linear import class_probabilities, logistic
 from stackllm.parameters import check
-from stackllm.probabilities import softmax
 from stackllm.recipes.views import edges, skeleton
+from stackllm.store.records import read_json, write_json
 
 VERSION = 1
 
@@ -52,7 +51,7 @@ class LexicalParams:
         check(self)
 
 
-def count_ngrams(texts: pl.Series, view: str, n_buckets: int = 2**18) -> csr_matrix:
+def count_ngrams(texts: pl.Series, view: str) -> csr_matrix:
     """Hashed n-gram counts of one view of texts.
 
     Parameters
@@ -63,13 +62,11 @@ def count_ngrams(texts: pl.Series, view: str, n_buckets: int = 2**18) -> csr_mat
         ``"words"``: words and pairs of words. ``"characters"``: runs of 2 to 4 characters.
         ``"skeleton"``: runs of 1 to 4 tokens of :func:`~stackllm.recipes.views.skeleton`.
         ``"edges"``: :func:`~stackllm.recipes.views.edges`.
-    n_buckets
-        Number of hash buckets.
 
     Returns
     -------
     scipy.sparse.csr_matrix
-        float32 ``(n_rows, n_buckets)``.
+        float32 ``(n_rows, 2**18)``, a column per hash.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -80,7 +77,7 @@ def count_ngrams(texts: pl.Series, view: str, n_buckets: int = 2**18) -> csr_mat
         "edges": {"analyzer": edges},
     }
     vectoriser = HashingVectorizer(
-        n_features=n_buckets,
+        n_features=2**18,
         alternate_sign=False,
         norm=None,
         lowercase=False,
@@ -114,12 +111,12 @@ def fit(inputs: Inputs, targets: Targets, params: LexicalParams, seed: int, fold
     weights, bias = logistic(features, targets, params.c, params.max_iter)
     np.save(folder / "weights.npy", weights)
     np.save(folder / "bias.npy", bias)
-    (folder / "views.json").write_text(json.dumps(params.views), encoding="utf-8", newline="\n")
+    write_json(folder / "views.json", params.views)
 
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
-    views = json.loads((folder / "views.json").read_text(encoding="utf-8"))
+    views = read_json(folder / "views.json")
     pieces = [
         _tfidf(
             inputs.counts[view][rows],
@@ -130,8 +127,7 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     ]
     weights = np.load(folder / "weights.npy", allow_pickle=False)
     bias = np.load(folder / "bias.npy", allow_pickle=False)
-    scores = hstack(pieces, format="csr") @ weights.T + bias
-    return softmax(np.asarray(scores, dtype=np.float64))
+    return class_probabilities(hstack(pieces, format="csr"), weights, bias)
 
 
 def _tfidf(counts: csr_matrix, kept: np.ndarray, idf: np.ndarray) -> csr_matrix:

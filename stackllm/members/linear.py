@@ -61,6 +61,24 @@ def logistic(
     return weights, bias
 
 
+def class_probabilities(features: Any, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """What :func:`logistic` fitted says of rows.
+
+    Parameters
+    ----------
+    features
+        float32 ``(n_rows, n_features)``, or a sparse matrix of that shape.
+    weights, bias
+        float32 ``(n_classes, n_features)`` and ``(n_classes,)``.
+
+    Returns
+    -------
+    np.ndarray
+        float64 ``(n_rows, n_classes)``.
+    """
+    return softmax(np.asarray(features @ weights.T + bias, dtype=np.float64))
+
+
 def choose_penalty(
     features: np.ndarray,
     groups: np.ndarray,
@@ -93,11 +111,11 @@ def choose_penalty(
         len(candidates) == 1 or len(np.unique(given)) < 2
     ):  # nothing to choose, or nothing to judge by
         return min(candidates)
-    held = np.isin(groups[targets.rows], given[inner_folds(given.astype(str), 5, seed) == 0])
+    held = np.isin(groups[targets.rows], given[inner_folds(given, 5, seed) == 0])
     train, test = targets.only(~held), targets.only(held & targets.given)
     losses = []
     for c in candidates:
         weights, bias = logistic(features[train.rows], train, c, max_iter, intercept)
-        probabilities = softmax((features[test.rows] @ weights.T + bias).astype(np.float64))
+        probabilities = class_probabilities(features[test.rows], weights, bias)
         losses.append(log_loss(probabilities, test.labels))
     return candidates[int(np.argmin(losses))]

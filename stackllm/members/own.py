@@ -12,7 +12,6 @@ else by skops, which writes no pickle and loads types of well-known packages and
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
 import zipfile
@@ -29,6 +28,7 @@ from stackllm.members.inputs import Inputs, read_texts
 from stackllm.members.protocol import Kind, Traits
 from stackllm.parameters import check
 from stackllm.store.digest import file_digest
+from stackllm.store.records import read_json, write_json
 
 VERSION = 1
 
@@ -89,9 +89,7 @@ def own_kind(kind: str) -> Kind:
     def fit(inputs: Inputs, targets: Targets, params: OwnParams, seed: int, folder: Path) -> None:
         (folder / _FILE).write_bytes(source)
         content = {"class": name, "reads": params.reads, "params": params.params}
-        (folder / _SETTINGS).write_text(
-            json.dumps(content, sort_keys=True), encoding="utf-8", newline="\n"
-        )
+        write_json(folder / _SETTINGS, content, sort_keys=True)
         made = _make(member, params.params, seed)
         if _is_classifier(member):
             _fit_classifier(made, inputs, targets, params.reads, folder)
@@ -112,7 +110,7 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     DataError
         If they have another shape or rows that do not sum to 1.
     """
-    content = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    content = read_json(folder / _SETTINGS)
     member = _load_class(folder / _FILE, content["class"])
     if not _is_classifier(member):
         return np.asarray(_make(member, content["params"], 0).predict(inputs, rows, folder), float)

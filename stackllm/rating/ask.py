@@ -12,7 +12,7 @@ import polars as pl
 from stackllm.engine.local import Engine, PendingError
 from stackllm.rating.local import RaterParams, count_missing, rate
 from stackllm.rating.question import Asked, Case, list_cases, make_columns, read_asked
-from stackllm.rating.server import ask_server
+from stackllm.rating.server import ask_server, pending_units
 from stackllm.rating.transport import ServerParams
 
 JOURNAL = "answers.sqlite"
@@ -87,13 +87,10 @@ def _ask_here(
     if cache.dry_run:  # all recipes at once, where each would stop at its own units
         counts = [count_missing(asked, cases, rater, cache.root) for asked, cases in todo]
         if any(missing for missing, _ in counts):
-            units = {
-                asked.block: f"{missing} of {len(cases)} prompts to ask"
-                for (asked, cases), (missing, _) in zip(todo, counts, strict=True)
-            }
+            units = pending_units(todo, [missing for missing, _ in counts])
             told = ", ".join(f"{block}: {said}" for block, said in units.items())
             tokens = sum(tokens for _, tokens in counts)
             raise PendingError(f"{told}, about {tokens:,} tokens for {rater.backbone}.", units)
     answers = [rate(asked, cases, rater, cache) for asked, cases in todo]
-    missing = [int(np.isnan(own).any(axis=1).sum()) for own in answers]
+    missing = [int(np.isnan(rows).any(axis=1).sum()) for rows in answers]
     return answers, [Counter({"no number": count} if count else {}) for count in missing]

@@ -26,7 +26,7 @@ from stackllm.llm.rows import RowCache, Weights
 from stackllm.llm.scoring import answer_probabilities, calibrate, score_answers
 from stackllm.parameters import BackboneName, Name, TokenCount, check
 from stackllm.rating import prompt as asking
-from stackllm.rating.prompt import CUT, Piece, compose, compose_text
+from stackllm.rating.prompt import CUT, Piece, about_tokens, compose, compose_text
 from stackllm.rating.question import Asked, Case
 from stackllm.store.digest import digest
 
@@ -122,13 +122,13 @@ def count_missing(
     """How many cases the cache below ``root`` lacks, and about how many tokens their prompts have."""
     known = _cache(asked, params, choose_dtype(params.dtype)[0]).known(root)
     missing = [case for case in cases if case.key not in known]
-    lengths = (
-        _CHARACTERS * params.max_question_tokens,
-        _CHARACTERS * params.max_response_tokens,
-    )
-    return len(missing), sum(
-        -(-len(compose_text(asked, case, *lengths).encode()) // 4) for case in missing
-    )
+    return len(missing), sum(about_tokens(prompt_text(asked, case, params)) for case in missing)
+
+
+def prompt_text(asked: Asked, case: Case, params: RaterParams) -> str:
+    """The prompt of a case as one text, cut by characters where no tokenizer counts."""
+    lengths = (params.max_question_tokens, params.max_response_tokens)
+    return compose_text(asked, case, *(_CHARACTERS * length for length in lengths))
 
 
 def _cache(asked: Asked, params: RaterParams, dtype: str) -> RowCache:

@@ -132,6 +132,11 @@ def compose_text(asked: Asked, case: Case, question_length: int, response_length
     return "".join(piece.text for piece in [*shared, *own])
 
 
+def about_tokens(text: str) -> int:
+    """About how many tokens a text has: one for four bytes."""
+    return -(-len(text.encode()) // 4)
+
+
 def cut_text(text: str, length: int, role: str) -> str:
     """At most ``length`` characters: a question loses its middle, a response its end."""
     if len(text) <= length:

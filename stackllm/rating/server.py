@@ -23,8 +23,7 @@ from stackllm.engine.local import PendingError
 from stackllm.engine.progress import Reporter
 from stackllm.errors import BudgetError, ServerError, StackllmError, UsageError
 from stackllm.rating.journal import Journal, open_journal, read_replies
-from stackllm.rating.local import RaterParams
-from stackllm.rating.prompt import compose_text
+from stackllm.rating.local import RaterParams, prompt_text
 from stackllm.rating.question import Asked, Case
 from stackllm.rating.replies import Reply, judge
 from stackllm.rating.transport import (
@@ -46,9 +45,6 @@ _NEVER_VALID = 20
 """After so many replies in a row that are no valid answer, no more are paid for."""
 
 _Job = tuple[Asked, dict[str, Any]]
-
-_CHARACTERS = 5
-"""Characters a token when texts are cut for a server, whose tokenizer we do not know."""
 
 
 @dataclass
@@ -122,8 +118,8 @@ def ask_server(
             f"{len(missing)} requests and about {tokens:,} tokens to send"
         )
         if dry_run:
-            pending = [sum(key in missing for key in own) for own in requests]
-            raise PendingError(f"{told}.", _units(asked, pending))
+            pending = [sum(key in missing for key in keys) for keys in requests]
+            raise PendingError(f"{told}.", pending_units(asked, pending))
         reporter.say(told)
         with open_journal(path) as journal:
             replies |= journal.get(missing)  # another process may have asked since
@@ -132,17 +128,17 @@ def ask_server(
             replies |= journal.get(missing)
     results = []
     failures = []
-    for (recipe, _), own in zip(asked, requests, strict=True):
+    for (recipe, _), keys in zip(asked, requests, strict=True):
         judged = [
             _judged(recipe, rater.model, replies.get(request), failed.get(request))
-            for request in own
+            for request in keys
         ]
-        results.append(np.array([p for _, p in judged]).reshape(len(own), len(recipe.answers)))
+        results.append(np.array([p for _, p in judged]).reshape(len(keys), len(recipe.answers)))
         failures.append(Counter(status for status, _ in judged if status != "ok"))
     return results, failures
 
 
-def _units(asked: Sequence[tuple[Asked, list[Case]]], pending: list[int]) -> dict[str, str]:
+def pending_units(asked: Sequence[tuple[Asked, list[Case]]], pending: list[int]) -> dict[str, str]:
     """How many prompts of each recipe would be asked."""
     return {
         recipe.block: f"{count} of {len(cases)} prompts to ask"
@@ -152,15 +148,9 @@ def _units(asked: Sequence[tuple[Asked, list[Case]]], pending: list[int]) -> dic
 
 def make_body(asked: Asked, case: Case, rater: RaterParams) -> dict[str, Any]:
     """The request for one case: greedy, short, with token log-probabilities if there are any."""
-    prompt = compose_text(
-        asked,
-        case,
-        _CHARACTERS * rater.max_question_tokens,
-        _CHARACTERS * rater.max_response_tokens,
-    )
     return {
         "model": rater.model,
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [{"role": "user", "content": prompt_text(asked, case, rater)}],
         "temperature": 0,
         "max_tokens": 16,
         "logprobs": True,

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le
 
 from stackllm.errors import ServerError
 from stackllm.parameters import check
+from stackllm.rating.prompt import about_tokens
 from stackllm.rating.replies import BadReplyError, Reply, read_reply
 
 _LONGEST_BACKOFF = 30.0
@@ -292,5 +293,5 @@ def retry_after(headers: Mapping[str, str], most: float) -> float:
 
 def estimate_tokens(body: Mapping[str, Any]) -> int:
     """About how many tokens a request costs: four bytes a token, and the reply's limit."""
-    prompt = sum(len(message["content"].encode()) for message in body["messages"])
-    return -(-prompt // 4) + int(body["max_tokens"])
+    prompt = "".join(message["content"] for message in body["messages"])
+    return about_tokens(prompt) + int(body["max_tokens"])

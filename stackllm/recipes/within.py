@@ -11,17 +11,15 @@ import numpy as np
 import polars as pl
 
 
-def aggregate(frame: pl.DataFrame, columns: list[str], group: str = "group_id") -> pl.DataFrame:
+def aggregate(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """What a group's values are, and how far a row's stands from its group's greatest.
 
     Parameters
     ----------
     frame
-        With ``row_id``, the group column and numeric ``columns``.
+        With ``row_id``, ``group_id`` and numeric ``columns``.
     columns
         What to aggregate.
-    group
-        Name of the group column.
 
     Returns
     -------
@@ -30,15 +28,15 @@ def aggregate(frame: pl.DataFrame, columns: list[str], group: str = "group_id") 
         ``_gap`` (to the group's greatest, 0 or more) and ``_share`` (of the group's sum of
         magnitudes).
     """
-    return _forms(frame, columns, group, _group_forms)
+    return _forms(frame, columns, _group_forms)
 
 
-def standing(frame: pl.DataFrame, columns: list[str], group: str = "group_id") -> pl.DataFrame:
+def standing(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """Where a row stands in its group.
 
     Parameters
     ----------
-    frame, columns, group
+    frame, columns
         As for :func:`aggregate`.
 
     Returns
@@ -47,7 +45,7 @@ def standing(frame: pl.DataFrame, columns: list[str], group: str = "group_id") -
         ``row_id`` and, for each column, ``_rank`` (1 is the smallest, ties averaged) and
         ``_zscore`` (0 where the group does not vary).
     """
-    return _forms(frame, columns, group, _standing_forms)
+    return _forms(frame, columns, _standing_forms)
 
 
 def centre(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -76,13 +74,12 @@ def centre(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def _forms(
     frame: pl.DataFrame,
     columns: list[str],
-    group: str,
     forms: Callable[[str], dict[str, pl.Expr]],
 ) -> pl.DataFrame:
     return frame.select(
         "row_id",
         *(
-            expression.over(group).alias(f"{name}_{form}")
+            expression.over("group_id").alias(f"{name}_{form}")
             for name in columns
             for form, expression in forms(name).items()
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from stackllm.llm.backbone import choose_dtype
 from stackllm.llm.locate import cache_folder, find_backbone
 from stackllm.recipes.loader import find_asked, find_recipes
 
-_PACKAGES = (
+PACKAGES = (
     "torch",
     "transformers",
     "lightgbm",
@@ -22,6 +23,7 @@ _PACKAGES = (
     "scipy",
     "numpy",
     "joblib",
+    "click",
 )
 
 
@@ -41,13 +43,13 @@ def examine(backbone: str) -> dict[str, str]:
     return {
         "stackllm": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         "cores": str(cpu_count()),
         "gpu": gpu,
         "precision": f"{dtype} ({reason})",
-        f"backbone {backbone}": _found(lambda: find_backbone(backbone)),
-        "recipes": _found(lambda: ", ".join(recipe.block for recipe in find_recipes())),
-        "recipes that ask an LLM, if turned on": _found(lambda: ", ".join(find_asked())),
+        f"backbone {backbone}": _outcome(lambda: find_backbone(backbone)),
+        "recipes": _outcome(lambda: ", ".join(recipe.block for recipe in find_recipes())),
+        "recipes that ask an LLM, if turned on": _outcome(lambda: ", ".join(find_asked())),
         "cache": str(cache_folder()),
         "free disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB",
     }
@@ -60,8 +62,8 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _found(look: object) -> str:
+def _outcome(look: Callable[[], object]) -> str:
     try:
-        return str(look())  # type: ignore[operator]
+        return str(look())
     except StackllmError as error:
         return f"NOT FOUND: {error}"

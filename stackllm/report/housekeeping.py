@@ -12,9 +12,8 @@ from stackllm.errors import MissingInputError
 from stackllm.report.text import aligned
 from stackllm.store.atomic import storage_errors
 from stackllm.store.lock import locked
-
-CACHE = "cache"
-QUARANTINE = "quarantine"
+from stackllm.store.units import QUARANTINE
+from stackllm.workspace import SHARED
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class Size:
 def sizes(artifacts: Path) -> list[Size]:
     """Every run and every part of the shared cache, the largest first."""
     folders = _runs(artifacts)
-    folders += list((artifacts / CACHE).glob("*/"))
-    found = [_size(folder, str(folder.relative_to(artifacts))) for folder in folders]
-    return sorted(found, key=lambda part: (-part.size, part.name))
+    folders += list((artifacts / SHARED).glob("*/"))
+    parts = [_size(folder, str(folder.relative_to(artifacts))) for folder in folders]
+    return sorted(parts, key=lambda part: (-part.size, part.name))
 
 
 def clean(artifacts: Path, what: str) -> Size:
@@ -73,7 +72,7 @@ def clean(artifacts: Path, what: str) -> Size:
     taken = [_size(folder, what) for folder in folders]
     with ExitStack() as held:
         for run in _runs(artifacts):
-            if what.split("/")[0] in (run.name, CACHE, QUARANTINE):  # all runs read the cache
+            if what.split("/")[0] in (run.name, SHARED, QUARANTINE):  # all runs read the cache
                 held.enter_context(locked(run))
         for folder in folders:
             _remove(folder, artifacts)
@@ -89,7 +88,7 @@ def render_sizes(parts: list[Size], artifacts: Path) -> str:
 
 
 def _runs(artifacts: Path) -> list[Path]:
-    return [run for run in sorted(artifacts.glob("[!.]*/")) if run.name != CACHE]
+    return [run for run in sorted(artifacts.glob("[!.]*/")) if run.name != SHARED]
 
 
 def _remove(folder: Path, artifacts: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stackllm.report.text import aligned
 from stackllm.store.lock import is_locked
+from stackllm.store.records import read_json
 
 RECORD, STATE, EARLIER = "run.json", "state.json", "earlier"
 """How a run was made, whether it finished, and the folder of what runs of other settings handed out."""
@@ -63,7 +63,7 @@ def _entry(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / RECORD).is_file():
         return entry
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         run = record["settings"]["run"]
         return entry | {
             "until": record.get("until", "pseudo"),
@@ -83,7 +83,7 @@ def _entry(folder: Path, name: str) -> dict[str, Any]:
 def _state(folder: Path) -> dict[str, str]:
     """Whether a run finished; one that neither finished nor failed and that nobody holds was interrupted."""
     try:
-        state: dict[str, str] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state: dict[str, str] = read_json(folder / STATE)
     except FileNotFoundError:
         return {"state": "finished"}
     except (ValueError, OSError):

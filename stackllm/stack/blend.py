@@ -16,6 +16,8 @@ from stackllm.probabilities import log_blend, log_probabilities, softmax
 STEP = 0.1
 """What one step of the climb adds to a weight."""
 
+MAX_STEPS = 60
+
 
 @dataclass(frozen=True)
 class Blend:
@@ -36,7 +38,7 @@ class Blend:
     names: tuple[str, ...]
 
 
-def climb(logs: np.ndarray, plan: Plan, labels: np.ndarray, n_steps: int = 60) -> np.ndarray:
+def climb(logs: np.ndarray, plan: Plan, labels: np.ndarray) -> np.ndarray:
     """Weights of log-probabilities by greedy steps on the log loss of the group posterior.
 
     From all weights 0, which is chance, each step adds :data:`STEP` to the weight of the model that
@@ -55,8 +57,6 @@ def climb(logs: np.ndarray, plan: Plan, labels: np.ndarray, n_steps: int = 60) -
         Groups and quotas of the rows.
     labels
         Class index of each row, ``(n_rows,)``.
-    n_steps
-        Most steps to take.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def climb(logs: np.ndarray, plan: Plan, labels: np.ndarray, n_steps: int = 60) -
     total = np.zeros_like(logs[0])
     loss = loss_of(total)
     entry = 0.5 * np.log(plan.n_groups) / len(labels)  # nats per row
-    for _ in range(n_steps):
+    for _ in range(MAX_STEPS):
         tried = [loss_of(total + STEP * added) for added in logs]
         best = int(np.argmin(np.array(tried) + entry * (counts == 0)))
         if tried[best] >= loss - max(1e-6, entry * (counts[best] == 0)):

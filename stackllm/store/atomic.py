@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stackllm.errors import StorageError
+from stackllm.errors import StorageError, first_line
 
 _SYSTEM = re.compile("os error|transport error")
 """What polars says when the system does not take what it writes."""
@@ -59,7 +59,7 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         if not type(error).__module__.startswith("polars") or not _SYSTEM.search(str(error)):
             raise
         raise StorageError(  # what the system said, as polars passes it on
-            f"{path}: {doing} failed: {str(error).splitlines()[0]:.200}. "
+            f"{path}: {doing} failed: {first_line(error)}. "
             "Run the same command again once this is mended."
         ) from error
 

@@ -24,6 +24,7 @@ from stackllm.store.atomic import (
     write_text,
 )
 from stackllm.store.folder import open_folder
+from stackllm.store.records import read_json
 
 _HOLDER_SECONDS = 3.0
 """How long to wait for the name of a holder that has only just taken the lock."""
@@ -48,7 +49,7 @@ def locked(root: Path) -> Iterator[None]:
             lock = _acquire(root / ".lock")
         except Timeout as error:
             raise LockedError(
-                f"{root}: {_holder(holder)} is writing this run. Wait for it, or choose another with --name."
+                f"{root}: {_holder(holder)} is writing this run. Wait for it, or choose another with the setting name."
             ) from error
     try:
         write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
@@ -92,7 +93,7 @@ def _holder(path: Path) -> str:
     deadline = time.monotonic() + _HOLDER_SECONDS
     while time.monotonic() < deadline:
         try:
-            holder = json.loads(path.read_text(encoding="utf-8"))
+            holder = read_json(path)
             pid, host = int(holder["pid"]), str(holder["host"])
         except (OSError, ValueError, KeyError, TypeError):
             pid, host = 0, ""

@@ -23,8 +23,10 @@ from typing import Any
 from stackllm.errors import StorageError
 from stackllm.store.atomic import make_folder, replace_folder, storage_errors
 from stackllm.store.digest import digest, file_digest
+from stackllm.store.records import read_json
 
 MANIFEST = "manifest.json"
+QUARANTINE = "quarantine"
 REUSED = "done"
 """State of a unit that need not run."""
 
@@ -210,14 +212,14 @@ def is_whole(folder: Path, key: str) -> bool:
 def keys_in(folder: Path) -> set[str]:
     """Keys that a unit's folder says it answers to, not verified; none if it can't be read."""
     try:
-        return _keys(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        return _keys(read_json(folder / MANIFEST))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
 
 
 def quarantine(root: Path, unit: Unit) -> Path:
     """Move a corrupt unit out of the way, so that it is made again and can still be looked at."""
-    target = root / "quarantine" / f"{unit.path.replace('/', '-')}-{time.time_ns()}"
+    target = root / QUARANTINE / f"{unit.path.replace('/', '-')}-{time.time_ns()}"
     with storage_errors(target, "moving a damaged unit"):
         make_folder(target.parent)
         with contextlib.suppress(FileNotFoundError):  # another process has just moved it

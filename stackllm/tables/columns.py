@@ -1,7 +1,8 @@
 """Columns by their names: one rule for every role and every table.
 
-A column is where its name says, character for character; a name that is nearly the one wanted is
-never taken in its place, but named in the message.
+A column that somebody names is where that name says, character for character; one that is called
+nearly so is never taken in its place, but named in the message. Where nobody names one, the usual
+names are looked for, and the only column called nearly so will do.
 """
 
 from __future__ import annotations
@@ -56,6 +57,33 @@ def find_column(path: Path, header: Sequence[str], wanted: str, what: str) -> st
         f'{path}: there is no column "{wanted}". Did you mean {names}? Names count to the letter: '
         f'rename that column "{wanted}", or name it as it is for the {what}.'
     )
+
+
+def usual_column(path: Path, header: Sequence[str], names: Sequence[str], what: str) -> str | None:
+    """The first of the usual names that is there, else the only column called nearly so, else None.
+
+    Parameters
+    ----------
+    path, header, what
+        As in :func:`find_column`.
+    names
+        What such a column is usually called, the likeliest first.
+
+    Raises
+    ------
+    DataError
+        If several columns are called nearly so.
+    """
+    exact = next((name for name in names if name in header), None)
+    if exact is not None:
+        return exact
+    alike = list(dict.fromkeys(like for name in names for like in look_alikes(header, name)))
+    if len(alike) > 1:
+        raise DataError(
+            f'{path}: columns "{alike[0]}" and "{alike[1]}" could both hold the {what}. '
+            f'Rename the right one "{names[0]}".'
+        )
+    return next(iter(alike), None)
 
 
 def look_alikes(header: Sequence[str], wanted: str) -> list[str]:

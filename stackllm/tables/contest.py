@@ -17,7 +17,7 @@ from stackllm.tables.columns import find_column
 from stackllm.tables.files import check_ids, check_text, read_frame
 from stackllm.tables.groups import SameQuestion, check_filled, group_ids, said_of_merged
 from stackllm.tables.ids import Rows, column_of_codes, id_column
-from stackllm.tables.labels import plain_labels, sort_classes
+from stackllm.tables.labels import check_labelled, plain_labels, sort_classes
 
 
 @dataclass(frozen=True)
@@ -243,19 +243,14 @@ def _read_rows(
     check_text(path, raw, roles.values())
     columns = {role: raw[name].fill_null("") for role, name in roles.items()}
     ids, id_name = _ids(path, raw, params, labelled, list(roles.values()), report)
-    report.attempt(partial(check_filled, path, raw[params.group], params.group))
+    report.attempt(partial(check_filled, path, raw, params.group))
     for name in dict.fromkeys((roles["question"], params.text)):
         empty = int((raw[name].fill_null("").str.strip_chars() == "").sum())
         if empty:
             report.notes.append(f'{path}: {empty} of {raw.height} rows have no text in "{name}".')
     if labelled:
         columns["target"] = plain_labels(columns["target"])
-        blank = columns["target"].is_null().arg_true().to_list()
-        if blank:
-            report.problems.append(
-                f'{path}: {len(blank)} rows have no label in "{params.target}" (first: row {blank[0] + 1}). '
-                "Fill them in or remove the rows."
-            )
+        report.attempt(partial(check_labelled, path, columns["target"]))
     return pl.DataFrame({"row_id": ids, **columns}), id_name
 
 
@@ -273,7 +268,6 @@ def _ids(
     try:
         name = id_column(path, raw, wanted, beside=beside)
         if name is not None:
-            check_text(path, raw, [name])
             check_ids(path, raw, name)
     except DataError as error:
         report.problems.append(str(error))
@@ -316,15 +310,15 @@ def _quota_notes(
             f"{params.train}: {odd} of {train['group_id'].n_unique()} groups do not hold every class {params.quota}×."
         )
     sizes = test.group_by("group_id").len()["len"]
-    places = n_classes * params.quota
-    if (sizes < places).any():
+    n_places = n_classes * params.quota
+    if (sizes < n_places).any():
         notes.append(
-            f"{params.test}: {int((sizes < places).sum())} of {len(sizes)} groups have fewer than {places} rows; "
+            f"{params.test}: {int((sizes < n_places).sum())} of {len(sizes)} groups have fewer than {n_places} rows; "
             "places stay free there."
         )
-    if (sizes > places).any():
+    if (sizes > n_places).any():
         notes.append(
-            f"{params.test}: {int((sizes > places).sum())} of {len(sizes)} groups have more than {places} rows; "
+            f"{params.test}: {int((sizes > n_places).sum())} of {len(sizes)} groups have more than {n_places} rows; "
             "they keep their calibrated row probabilities."
         )
     shared = set(train["group_id"]) & set(test["group_id"])

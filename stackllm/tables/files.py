@@ -7,13 +7,14 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from stackllm.errors import DataError, MissingInputError, StorageError
+from stackllm.engine.libraries import errors_to
+from stackllm.errors import DataError, MissingInputError, StorageError, first_line
 from stackllm.store.atomic import storage_errors, write_file
 from stackllm.tables.foreign import csv_text, has_decimal_comma
 from stackllm.tables.strict_csv import POLARS_ERRORS, read_header, read_records
@@ -79,13 +80,9 @@ def check_ids(path: Path, frame: pl.DataFrame, name: str) -> None:
     DataError
         With the first rows.
     """
+    check_text(path, frame, [name])
     ids = frame[name]
-    blank = (ids.is_null() | (ids == "")).fill_null(True)
-    if blank.any():
-        raise DataError(
-            f'{path}: {blank.sum()} rows have no id in column "{name}" '
-            f"(first: row {_first(blank) + 1}). Fill them in."
-        )
+    refuse_blank(path, (ids.is_null() | (ids == "")).fill_null(True), f'id in column "{name}"')
     # different hashes mean different ids, and numbers are counted faster than texts
     if ids.hash().n_unique() < len(ids) and ids.n_unique() < len(ids):
         twice = ids.filter(ids.is_duplicated())
@@ -94,6 +91,36 @@ def check_ids(path: Path, frame: pl.DataFrame, name: str) -> None:
             f'{path}: {twice.n_unique()} ids occur more than once in column "{name}" (first: '
             f"{shown(twice[0])}, rows {rows}). Remove the duplicates, or take another column for the ids."
         )
+
+
+def refuse_blank(path: Path, blank: pl.Series, what: str, step: str = "Fill them in.") -> None:
+    """Refuse a table of which some rows lack what each needs.
+
+    Parameters
+    ----------
+    path
+        The table's file.
+    blank
+        Bool ``(n_rows,)``: which rows lack it.
+    what
+        What they lack, and where: ``'id in column "Id"'``.
+    step
+        What to do.
+
+    Raises
+    ------
+    DataError
+        With their number and the first of them.
+    """
+    if blank.any():
+        raise DataError(
+            f"{path}: {blank.sum()} rows have no {what} (first: row {first_row(blank)}). {step}"
+        )
+
+
+def first_row(mask: pl.Series) -> int:
+    """Which row, counted from 1, is the first where a mask, bool ``(n_rows,)``, holds."""
+    return int(mask.arg_max() or 0) + 1
 
 
 def write_frame(frame: pl.DataFrame, target: Path | None) -> None:
@@ -113,7 +140,9 @@ def write_frame(frame: pl.DataFrame, target: Path | None) -> None:
     """
     if target is None:
         if sys.stdout is None:
-            raise StorageError("standard output: it is closed. Name a file with -o.")
+            raise StorageError(
+                "standard output: it is closed. Name a file with the setting output."
+            )
         with _writing(Path("standard output")):
             sys.stdout.buffer.write(frame.write_csv().encode())
             sys.stdout.buffer.flush()
@@ -165,7 +194,7 @@ def _writing(path: Path) -> Iterator[None]:
             yield
         except POLARS_ERRORS as error:
             raise StorageError(
-                f"{path}: writing failed: {_reason(error)}. Free some space or name another place."
+                f"{path}: writing failed: {first_line(error)}. Free some space or name another place."
             ) from error
 
 
@@ -182,24 +211,6 @@ def _content(path: Path) -> bytes:
     if not content or content.isspace():
         raise DataError(f"{path}: the file is empty.")
     return content
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep the panics that a damaged Parquet file causes off the terminal: Rust prints them itself."""
-    if sys.stderr is None:  # closed from the start: number 2 may be a file of somebody else's
-        yield
-        return
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _check_names(path: Path, header: Sequence[str]) -> None:
@@ -230,7 +241,7 @@ def _with_numbers(path: Path, frame: pl.DataFrame, wanted: Sequence[str]) -> pl.
         values = cells.str.strip_chars().cast(pl.Float64, strict=False)
         odd = values.is_null() & (cells != "")
         if odd.any():
-            first = cells[_first(odd)]
+            first = cells[first_row(odd) - 1]
             step = (
                 "Write decimals with a point."
                 if has_decimal_comma(first)
@@ -238,7 +249,7 @@ def _with_numbers(path: Path, frame: pl.DataFrame, wanted: Sequence[str]) -> pl.
             )
             raise DataError(
                 f"{path}: {odd.sum()} cells of column {shown(name)} are no numbers (first: row "
-                f"{_first(odd) + 1}, {shown(first)}). {step}"
+                f"{first_row(odd)}, {shown(first)}). {step}"
             )
         frame = frame.with_columns(values.alias(name))
     return frame
@@ -246,11 +257,12 @@ def _with_numbers(path: Path, frame: pl.DataFrame, wanted: Sequence[str]) -> pl.
 
 def _parquet(path: Path, content: bytes, numbers: Callable[[list[str]], list[str]]) -> pl.DataFrame:
     try:
-        with _hushed():
+        # Rust prints the panics that a damaged file causes itself
+        with nullcontext() if sys.stderr is None else errors_to(Path(os.devnull)):
             frame = pl.read_parquet(io.BytesIO(content))
     except POLARS_ERRORS as error:
         raise DataError(
-            f"{path}: not a readable Parquet file ({_reason(error)}). Write it anew."
+            f"{path}: not a readable Parquet file ({first_line(error)}). Write it anew."
         ) from error
     if not frame.height:
         raise DataError(f"{path}: the table has no rows. Write the rows, too.")
@@ -265,13 +277,5 @@ def _parquet(path: Path, content: bytes, numbers: Callable[[list[str]], list[str
         )
     except POLARS_ERRORS as error:
         raise DataError(
-            f"{path}: a column that should hold numbers or text does not ({_reason(error)})."
+            f"{path}: a column that should hold numbers or text does not ({first_line(error)})."
         ) from error
-
-
-def _first(mask: pl.Series) -> int:
-    return int(mask.arg_max() or 0)
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split("\n")[0].split())[:160]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stackllm.errors import DataError
 from stackllm.tables.columns import find_column, look_alikes
-from stackllm.tables.files import check_text, read_frame, shown
+from stackllm.tables.files import check_text, read_frame, refuse_blank, shown
 from stackllm.tables.ids import Read, Rows, find_rows
 
 GROUP_NAMES = ("group", "group_id", "Question", "question", "prompt", "query")
@@ -199,8 +199,7 @@ def groups_within(
         If a row has no group.
     """
     source = f'column "{column}" of {path}'
-    check_text(path, frame, [column])
-    check_filled(path, frame[column], column)
+    check_filled(path, frame, column)
     return _groups(frame[column], source, same)
 
 
@@ -241,15 +240,14 @@ def groups_joined(
     if name is None:
         name = find_column(path, frame.columns, column or "group", "groups")
     source = f'column "{name}" of {path}'
-    check_text(path, frame, [name])
-    check_filled(path, frame[name], name)
+    check_filled(path, frame, name)
     positions, by_number = find_rows(rows, path, frame, id_name, beside=[name])
     if by_number:
         source += ", matched by row number"
     return _groups(frame[name][positions], source, same)
 
 
-def check_filled(path: Path, column: pl.Series, name: str) -> None:
+def check_filled(path: Path, frame: pl.DataFrame, name: str) -> None:
     """Refuse rows without a group.
 
     Raises
@@ -257,12 +255,9 @@ def check_filled(path: Path, column: pl.Series, name: str) -> None:
     DataError
         With the first of them.
     """
-    blank = (column.is_null() | (column.str.strip_chars() == "")).fill_null(True)
-    if blank.any():
-        raise DataError(
-            f'{path}: {blank.sum()} rows have no group in column "{name}" (first: row '
-            f"{int(blank.arg_max() or 0) + 1}). Fill them in."
-        )
+    check_text(path, frame, [name])
+    blank = (frame[name].is_null() | (frame[name].str.strip_chars() == "")).fill_null(True)
+    refuse_blank(path, blank, f'group in column "{name}"')
 
 
 def group_codes(groups: Groups, names: pl.Series) -> list[int | None]:

@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stackllm.errors import DataError
-from stackllm.tables.columns import called_like_ids, find_column, look_alikes
-from stackllm.tables.files import check_ids, check_text, shown
+from stackllm.tables.columns import called_like_ids, find_column, usual_column
+from stackllm.tables.files import check_ids, shown
 
 ID_NAMES = ("id", "row_id")
 """What an id column is called where nobody says otherwise."""
@@ -82,17 +82,9 @@ def id_column(
         return find_column(path, rest, wanted, "ids")
     first = [wanted, rows.ids.name if rows else None]
     names = list(dict.fromkeys([*filter(None, first), *ID_NAMES]))
-    exact = next((name for name in names if name in rest), None)
-    if exact is not None:
-        return exact
-    alike = list(dict.fromkeys(like for name in names for like in look_alikes(rest, name)))
-    if len(alike) > 1:
-        raise DataError(
-            f'{path}: columns "{alike[0]}" and "{alike[1]}" could both hold the ids. '
-            f'Rename the right one "{names[0]}".'
-        )
-    if alike:
-        return alike[0]
+    usual = usual_column(path, rest, names, "ids")
+    if usual is not None:
+        return usual
     likely = next((name for name in rest if _looks_like_ids(frame[name], rows)), None)
     if likely is not None:
         named = "" if rows else ", or name it with the setting id,"
@@ -153,7 +145,6 @@ def find_rows(
     if name is None:
         known = pl.Series(np.arange(frame.height)).cast(pl.String)
     else:
-        check_text(path, frame, [name])
         check_ids(path, frame, name)
         known = frame[name]
     if len(known) == len(rows.ids) and known.equals(rows.ids):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stackllm.tables.ids import Rows, find_rows
-from stackllm.tables.submission import Floats, read_submission
+from stackllm.probabilities import Floats
+from stackllm.tables.ids import ID_NAMES, Rows, find_rows
+from stackllm.tables.submission import read_submission
 
 
 def read_predictions(path: Path, rows: Rows, classes: Sequence[str]) -> Floats:
@@ -32,7 +33,7 @@ def read_predictions(path: Path, rows: Rows, classes: Sequence[str]) -> Floats:
     MissingInputError, DataError, StorageError
         As :func:`stackllm.tables.submission.read_submission`, or if a row is not there.
     """
-    submission = read_submission(path, id_names=(rows.ids.name, "row_id", "id"), classes=classes)
+    submission = read_submission(path, id_names=(rows.ids.name, *ID_NAMES), classes=classes)
     positions, _ = find_rows(rows, path, submission.frame, submission.id, surplus=True)
     probabilities = submission.probabilities[positions]
     normalised: Floats = probabilities / probabilities.sum(axis=1, keepdims=True)

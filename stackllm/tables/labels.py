@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stackllm.errors import DataError, did_you_mean
-from stackllm.tables.columns import find_column, look_alikes
-from stackllm.tables.files import check_text, read_frame, shown
+from stackllm.tables.columns import find_column, usual_column
+from stackllm.tables.files import check_text, first_row, read_frame, refuse_blank, shown
 from stackllm.tables.ids import Read, Rows, find_rows
 from stackllm.tables.submission import plain_digits, suffixes
 
@@ -102,12 +102,12 @@ def label_column(
     """
     if wanted is not None:
         return find_column(path, header, wanted, "labels")
-    exact = [name for name in usual if name in header][:1]
-    alike = list(dict.fromkeys(like for name in usual for like in look_alikes(header, name)))
+    column = usual_column(path, header, usual, "labels")
+    if column is not None:
+        return column
     rest = [name for name in header if name not in ids]
-    for names in (exact, alike, rest):
-        if len(names) == 1:
-            return names[0]
+    if len(rest) == 1:
+        return rest[0]
     raise DataError(
         f"{path}: no column is named like a label. {did_you_mean(usual[0], header)} "
         f'Call the column that holds the labels "{usual[0]}", or name it with the setting target.'
@@ -138,6 +138,18 @@ def plain_labels(labels: pl.Series) -> pl.Series:
     void = {"", "nan", "NaN"} if set(plain) - numbers <= {"", "nan", "NaN"} else {""}
     values = [None if name in void else name for name in plain]
     return labels.replace_strict(distinct, values, return_dtype=pl.String, default=None)
+
+
+def check_labelled(path: Path, plain: pl.Series) -> None:
+    """Refuse rows without a label, as :func:`plain_labels` gives them.
+
+    Raises
+    ------
+    DataError
+        With the first of them.
+    """
+    step = "Fill them in or remove the rows."
+    refuse_blank(path, plain.is_null(), f'label in "{plain.name}"', step)
 
 
 def plain_label(text: str) -> str:
@@ -199,12 +211,7 @@ def read_labels(
         If a label fits no class, or two readings differ.
     """
     plain = plain_labels(labels)
-    if plain.null_count():
-        row = int(plain.is_null().arg_max() or 0)
-        raise DataError(
-            f'{path}: {plain.null_count()} rows have no label in "{labels.name}" (first: row {row + 1}). '
-            "Fill them in or remove the rows."
-        )
+    check_labelled(path, plain)
     distinct = plain.unique(maintain_order=True).to_list()
     tables = {kind: table for kind, table in _readings(classes).items() if how in {None, kind}}
     seen = {kind: table(distinct) for kind, table in tables.items()}
@@ -237,7 +244,7 @@ def _readings(classes: Sequence[str]) -> dict[str, Reading]:
     if len(names) < len(classes):
         names = {name: j for j, name in enumerate(classes)}  # "4" and "4.0" are two columns here
     ends = {suffix: j for j, suffix in enumerate(suffixes(classes))}
-    places = {str(j): j for j in range(len(classes))}
+    positions = {str(j): j for j in range(len(classes))}
 
     def by_name(labels: list[str]) -> list[int | None]:
         starts = {labels[0].removesuffix(name) for name in names if labels[0].endswith(name)}
@@ -253,7 +260,7 @@ def _readings(classes: Sequence[str]) -> dict[str, Reading]:
         "suffix": lambda labels: [
             ends.get(label, ends.get(plain_digits(label))) for label in labels
         ],
-        "position": lambda labels: [places.get(label) for label in labels],
+        "position": lambda labels: [positions.get(label) for label in labels],
     }
 
 
@@ -266,9 +273,9 @@ def _refuse(
     classes: Sequence[str],
 ) -> None:
     nearest = min(seen.values(), key=lambda indices: indices.count(None))
-    row = int((plain == distinct[nearest.index(None)]).arg_max() or 0)
+    row = first_row(plain == distinct[nearest.index(None)])
     names = ", ".join(f'"{name}"' for name in classes[:8]) + (", …" if len(classes) > 8 else "")
     raise DataError(
-        f"{path}: label {shown(labels[row])} (row {row + 1}) is no class. Labels are names of classes ({names}), "
+        f"{path}: label {shown(labels[row - 1])} (row {row}) is no class. Labels are names of classes ({names}), "
         f"their suffixes, or positions from 0 to {len(classes) - 1}, all of one kind."
     )

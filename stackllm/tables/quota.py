@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.group.plan import Quota
-from stackllm.tables.files import check_text, read_frame, shown
+from stackllm.tables.files import check_text, first_row, read_frame, shown
 from stackllm.tables.groups import Groups, group_codes, group_column
 from stackllm.tables.ids import Read
 from stackllm.tables.submission import match_classes
@@ -120,10 +120,10 @@ def _whole(path: Path, frame: pl.DataFrame, columns: list[str]) -> NDArray[np.in
         cells = frame[name].str.strip_chars().str.replace(r"\.0*$", "")
         odd = ~cells.str.contains(r"^[0-9]{1,9}$").fill_null(False)
         if odd.any():
-            row = int(odd.arg_max() or 0)
+            row = first_row(odd)
             raise DataError(
-                f"{path}: quotas are whole numbers of 0 or more; column {shown(name)} row {row + 1} "
-                f"holds {shown(frame[name][row])}. Mend that cell."
+                f"{path}: quotas are whole numbers of 0 or more; column {shown(name)} row {row} "
+                f"holds {shown(frame[name][row - 1])}. Mend that cell."
             )
         result.append(cells.cast(pl.Int64).to_numpy())
     return np.stack(result, axis=1)

@@ -10,10 +10,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stackllm.errors import DataError
+from stackllm.probabilities import Floats
 from stackllm.tables.contest import Table
 from stackllm.tables.files import read_frame
 from stackllm.tables.ids import find_rows, first_few, id_column
-from stackllm.tables.submission import Floats, match_classes
+from stackllm.tables.submission import match_classes
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from typing import NoReturn
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from stackllm.errors import DataError, did_you_mean
-from stackllm.tables.columns import called_like_ids, find_column, look_alikes, written_by_pandas
+from stackllm.probabilities import Floats
+from stackllm.tables.columns import called_like_ids, find_column, usual_column, written_by_pandas
 from stackllm.tables.files import check_ids, check_text, read_frame, shown
 from stackllm.tables.ids import ID_NAMES
-
-Floats = NDArray[np.float64]
 
 SUM_TOLERANCE = 1e-3
 """Rows that sum to 1 within this were rounded; further off, something else happened."""
@@ -109,26 +107,26 @@ def read_submission(
         return names
 
     frame = read_frame(path, numbers)
-    found_id = _id_of(path, frame.columns, id_name, id_names)
+    id_column = _id_of(path, frame.columns, id_name, id_names)
     names = numbers(frame.columns)
     if len(names) < 2:
         raise DataError(
-            f'{path}: {len(names)} class columns beside the id column "{found_id}"; two or more are '
+            f'{path}: {len(names)} class columns beside the id column "{id_column}"; two or more are '
             "needed. Separate columns by commas, and give each class one."
         )
-    aside = [name for name in frame.columns if name not in names]
-    check_text(path, frame, aside if classes is None else [found_id])
+    if classes is None:
+        check_text(path, frame, [name for name in frame.columns if name not in names])
     check_text(path, frame, names, "number")
-    check_ids(path, frame, found_id)
+    check_ids(path, frame, id_column)
     matrix = np.ascontiguousarray(frame.select(names).to_numpy(), dtype=np.float64)
-    _check_values(path, frame, found_id, names, matrix)
-    if id_name is None and found_id not in id_names:
-        _check_first_column(path, frame[found_id], classes or ())
+    _check_values(path, frame, id_column, names, matrix)
+    if id_name is None and id_column not in id_names:
+        _check_first_column(path, frame[id_column], classes or ())
     if classes is None:
         _check_classes(path, names, matrix)
     if not renormalise:
-        _check_sums(path, frame, found_id, names, matrix, advice)
-    return Submission(path, frame, found_id, tuple(names), matrix)
+        _check_sums(path, frame, id_column, names, matrix, advice)
+    return Submission(path, frame, id_column, tuple(names), matrix)
 
 
 def match_classes(path: Path, header: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -206,16 +204,7 @@ def _suffix(name: str) -> str:
 def _id_of(path: Path, header: Sequence[str], name: str | None, usual: Sequence[str]) -> str:
     if name is not None:
         return find_column(path, header, name, "ids")
-    exact = next((known for known in usual if known in header), None)
-    if exact is not None:
-        return exact
-    alike = list(dict.fromkeys(like for known in usual for like in look_alikes(header, known)))
-    if len(alike) > 1:
-        raise DataError(
-            f'{path}: columns "{alike[0]}" and "{alike[1]}" could both hold the ids. '
-            f'Rename the right one "{usual[0]}".'
-        )
-    result = alike[0] if alike else header[0]
+    result = usual_column(path, header, usual, "ids") or header[0]
     if written_by_pandas(result):
         _refuse_index(path, result)
     return result

@@ -35,7 +35,7 @@ def test_seeds_give_other_folds():
 def test_too_few_groups_or_folds_are_refused():
     with pytest.raises(DataError, match="2 groups cannot be split into 3 folds"):
         assign_folds(np.array(["a", "b"]), 3, 0)
-    with pytest.raises(UsageError, match="--folds must be 2 or more, not 1"):
+    with pytest.raises(UsageError, match="n_folds must be 2 or more, not 1"):
         assign_folds(np.array(["a", "b"]), 1, 0)
 
 
