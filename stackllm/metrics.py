@@ -222,6 +222,25 @@ def bootstrap_error(
     return float(np.std(np.concatenate(means), ddof=1))
 
 
+def mean_with_error(
+    values: ArrayLike, groups: ArrayLike, seed: int = 0
+) -> tuple[float, float | None]:
+    """Mean of a per-row value and its :func:`bootstrap_error`, which see; None where that is unknown."""
+    error = bootstrap_error(values, groups, seed)
+    return float(np.mean(as_numbers(values, "values"))), None if np.isnan(error) else error
+
+
+def shown_with_error(value: float, error: float | None) -> str:
+    """A value and its standard error for people.
+
+    Examples
+    --------
+    >>> shown_with_error(0.25, 0.012), shown_with_error(0.25, None)
+    ('0.2500 ± 0.0120', '0.2500')
+    """
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
 def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.intp]]:
     matrix, truth = as_numbers(probabilities, "probabilities"), as_array(labels, "labels")
     if matrix.ndim != 2 or truth.shape != matrix.shape[:1] or not len(truth):

@@ -206,16 +206,16 @@ def _write_parts(
     rows, which have none, on the member's.
     """
     design, root, table = study.design, study.workspace.root, study.table
-    places = places_of(member, design.first_fits(), design)
+    models = places_of(member, design.first_fits(), design)
     seeds = member.traits.seeds or ()
     for seed in seeds if len(seeds) > 1 else ():
-        single = [place for place in places if place.seed == seed]
+        single = [place for place in models if place.seed == seed]
         rows = cross_calibrate(gather_places(single, design, root), design)
         name = f"{member.name}_seed{seed}"
         _write(folder / f"{name}_oof.parquet", table.train, table, rows.oof)
         _write(folder / f"{name}_test.parquet", table.test, table, rows.test_mean())
     if member.name in full:
-        whole = gather_places(places, design, root)
+        whole = gather_places(models, design, root)
         test = np.broadcast_to(full[member.name], whole.test.shape)
         rows = cross_calibrate(CrossFit(whole.oof, test), design)
         _write(folder / f"{member.name}_full_test.parquet", table.test, table, rows.test_mean())

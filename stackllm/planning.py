@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -117,8 +117,7 @@ def make_plan(
     for stage in _implied(study, rounds, stack):
         total, missing = met.get(stage.name, (stage.units, stage.units))
         seconds = times.of(stage.name, missing)
-        changed = {"units": total, "to_run": missing, "seconds": seconds}
-        stages.append(Stage(**{**asdict(stage), **changed}))
+        stages.append(replace(stage, units=total, to_run=missing, seconds=seconds))
     return Plan(tuple(stages), tuple(notes), units)
 
 

@@ -25,7 +25,7 @@ from stackllm.members.inputs import Inputs, load_inputs
 from stackllm.members.own import is_own
 from stackllm.members.registry import KINDS, Member
 from stackllm.members.stage import full_places, places_of
-from stackllm.metrics import accuracy, bootstrap_error, row_losses
+from stackllm.metrics import accuracy, mean_with_error, row_losses, shown_with_error
 from stackllm.rating.local import RaterParams
 from stackllm.rating.transport import ServerParams
 from stackllm.recipes.loader import Recipe, recipes_digest
@@ -176,11 +176,12 @@ class Predicted:
     frame
         The id column and a column ``target_<class>`` per class.
     score
-        ``log_loss, log_loss_error, accuracy`` where labels were given, else empty.
+        ``log_loss, log_loss_error, accuracy`` where labels were given, else empty. The error is None where
+        a single group leaves it unknown.
     """
 
     frame: pl.DataFrame
-    score: dict[str, float]
+    score: dict[str, Any]
 
     def write(self, target: Path | None, csv_safe: bool | None = False) -> None:
         """Write the table to a file, or to the standard output."""
@@ -193,10 +194,8 @@ class Predicted:
     def __str__(self) -> str:
         lines = []
         if self.score:
-            lines.append(
-                f"log loss {self.score['log_loss']:.4f} ± {self.score['log_loss_error']:.4f}, "
-                f"accuracy {self.score['accuracy']:.4f}"
-            )
+            loss = shown_with_error(self.score["log_loss"], self.score["log_loss_error"])
+            lines.append(f"log loss {loss}, accuracy {self.score['accuracy']:.4f}")
         return "\n".join([*lines, f"{self.frame.height} rows: "])
 
 
@@ -243,11 +242,11 @@ def predict_file(
     return Predicted(frame, score)
 
 
-def _score(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    losses = row_losses(probabilities, labels)
+def _score(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    loss, error = mean_with_error(row_losses(probabilities, labels), groups)
     return {
-        "log_loss": float(losses.mean()),
-        "log_loss_error": bootstrap_error(losses, groups),
+        "log_loss": loss,
+        "log_loss_error": error,
         "accuracy": accuracy(probabilities, labels),
     }
 

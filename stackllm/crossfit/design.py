@@ -122,15 +122,10 @@ class Design:
     def first_fits(self) -> list[Fit]:
         """The models of round 0."""
         test = self.n_train + np.arange(len(self.parts))
+        held_out = [np.flatnonzero(self.folds == fold) for fold in range(self.n_folds)]
         return [
-            Fit(
-                0,
-                fold,
-                None,
-                self.true_targets(fold),
-                np.r_[np.flatnonzero(self.folds == fold), test],
-            )
-            for fold in range(self.n_folds)
+            Fit(0, fold, None, self.true_targets(fold), np.r_[rows, test])
+            for fold, rows in enumerate(held_out)
         ]
 
     def full_fit(self) -> Fit:
@@ -154,11 +149,11 @@ class Design:
         """
         fits = []
         for fold in range(self.n_folds):
-            own = np.flatnonzero(self.folds == fold)
+            held_out = np.flatnonzero(self.folds == fold)
             for part in range(int(self.parts.max()) + 1):
                 others = self.n_train + np.flatnonzero(self.parts != part)
                 targets = join(self.true_targets(fold), pseudo(fold, part))
-                fits.append(Fit(number, fold, part, targets, np.r_[own, others]))
+                fits.append(Fit(number, fold, part, targets, np.r_[held_out, others]))
         return fits
 
     def gather(self, fits: Sequence[Fit], predictions: Sequence[np.ndarray]) -> CrossFit:
@@ -170,8 +165,8 @@ class Design:
             total[fit.fold, fit.predict] += predicted
             count[fit.fold, fit.predict] += 1
         test = total[:, self.n_train :] / count[:, self.n_train :]
-        own = (self.folds, np.arange(self.n_train))
-        return CrossFit(total[own] / count[own], test)
+        of_fold = (self.folds, np.arange(self.n_train))  # each row by the models of its fold
+        return CrossFit(total[of_fold] / count[of_fold], test)
 
 
 def join(first: Targets, second: Targets) -> Targets:

@@ -65,20 +65,20 @@ def pseudo_targets(
     fold, part
         Which.
     """
-    places = np.flatnonzero(design.parts == part)
-    probabilities = posteriors.test[fold][places]
+    of_part = np.flatnonzero(design.parts == part)
+    probabilities = posteriors.test[fold][of_part]
     confident = probabilities.max(axis=1) >= params.min_confidence
-    places, probabilities = places[confident], probabilities[confident]
+    of_part, probabilities = of_part[confident], probabilities[confident]
     if params.labels == "hard":
-        rows, labels = np.arange(len(places)), probabilities.argmax(axis=1)
+        rows, labels = np.arange(len(of_part)), probabilities.argmax(axis=1)
         weights = probabilities[rows, labels]
     else:
-        kept = np.where(probabilities >= _LIKELY, probabilities, 0.0)
-        kept /= np.maximum(kept.sum(axis=1, keepdims=True), 1e-12)
-        rows, labels = np.nonzero(kept)
-        weights = kept[rows, labels]
+        likely = np.where(probabilities >= _LIKELY, probabilities, 0.0)
+        likely /= np.maximum(likely.sum(axis=1, keepdims=True), 1e-12)
+        rows, labels = np.nonzero(likely)
+        weights = likely[rows, labels]
     return Targets(
-        design.n_train + places[rows],
+        design.n_train + of_part[rows],
         labels,
         params.weight * weights,
         np.zeros(len(rows), dtype=bool),

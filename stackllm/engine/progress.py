@@ -167,7 +167,7 @@ def newest_notes(notes: Sequence[Path], since: float) -> dict[str, dict[str, Any
     since
         Seconds since the epoch; files that were last written earlier tell of work long over.
     """
-    found: list[tuple[float, str, dict[str, Any]]] = []
+    newest: list[tuple[float, str, dict[str, Any]]] = []
     for path in notes:
         try:
             written, lines = path.stat().st_mtime, path.read_bytes().split(b"\n")[:-1]
@@ -175,8 +175,8 @@ def newest_notes(notes: Sequence[Path], since: float) -> dict[str, dict[str, Any
             continue
         entries = [entry for entry in map(json.loads, lines) if "step" in entry]
         if entries and written >= since:
-            found.append((written, path.stem, entries[-1]))
-    return {name: entry for _, name, entry in sorted(found, key=lambda it: it[:2])}
+            newest.append((written, path.stem, entries[-1]))
+    return {name: entry for _, name, entry in sorted(newest, key=lambda it: it[:2])}
 
 
 def describe_note(entry: dict[str, Any]) -> str:

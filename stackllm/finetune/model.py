@@ -132,9 +132,10 @@ def new_classifier(
             f'backbone "{backbone}": [member.lora] target_modules {list(lora.target_modules)} cannot have '
             f"adapters ({first_line(error)})."
         ) from error
+    modules = dict(model.named_modules())
     for name in config.modules_to_save:  # in half precision the steps of its rate would round away
-        if module := _submodule(model, name):
-            trained_copy(module).float()
+        if name in modules:
+            trained_copy(modules[name]).float()
     _match_dtypes(adapted)
     return adapted, tokenizer
 
@@ -313,10 +314,6 @@ def _new_in_body(backbone: str, model: PreTrainedModel) -> list[str]:
         )
     owners = {name.rpartition(".")[0] for name in new}
     return sorted(it for it in owners if not any(True for _ in model.get_submodule(it).children()))
-
-
-def _submodule(model: PreTrainedModel, name: str) -> nn.Module | None:
-    return dict(model.named_modules()).get(name)
 
 
 def _match_dtypes(model: PeftModel) -> None:

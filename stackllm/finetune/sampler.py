@@ -48,10 +48,10 @@ class Steps:
         order = self._order()
         for at in range(0, len(order), self._of_a_step):
             step = order[at : at + self._of_a_step]
-            own = [(row, 1 / len(step)) for row in step[ranks.rank() :: ranks.size()]]
+            rows = [(row, 1 / len(step)) for row in step[ranks.rank() :: ranks.size()]]
             for number in range(self.passes(len(step))):
                 first = number * self._batch_size
-                yield own[first : first + self._batch_size] or [(step[0], 0.0)]
+                yield rows[first : first + self._batch_size] or [(step[0], 0.0)]
 
     def _order(self) -> list[int]:
         import torch

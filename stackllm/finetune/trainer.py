@@ -80,12 +80,12 @@ class Rows(torch.utils.data.Dataset[tuple[int, float]]):  # type: ignore[misc]
 
     def gather(self, entries: list[tuple[int, float]]) -> dict[str, Any]:
         """A pass: its batch, its label probabilities, and what each row counts in the step."""
-        own = self._examples
+        examples = self._examples
         chosen = np.array([row for row, _ in entries])
-        shares = own.weights[chosen] * np.array([share for _, share in entries])
+        shares = examples.weights[chosen] * np.array([share for _, share in entries])
         return {
-            "batch": own.collate(own.rows[chosen]),
-            "labels": torch.from_numpy(own.labels[chosen].astype(np.float32)),
+            "batch": examples.collate(examples.rows[chosen]),
+            "labels": torch.from_numpy(examples.labels[chosen].astype(np.float32)),
             "share": torch.from_numpy(shares.astype(np.float32)),
         }
 

@@ -16,7 +16,7 @@ from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.locate import EMBEDDED, is_ready, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import PromptParams, longest, make_prompts
-from stackllm.llm.rows import RowCache, Text, Weights
+from stackllm.llm.rows import RowCache, Text, Weights, texts_of
 from stackllm.parameters import BackboneName, Share, TokenCount, check
 from stackllm.store.digest import digest
 
@@ -103,7 +103,7 @@ def encode(
         params.attention,
     )  # fmt: skip
     cached = RowCache("encoder", VERSION, identity).ensure(
-        [Text(*pair) for pair in rows.select("question", "response").iter_rows()],
+        texts_of(rows),
         engine,
         "encoder",
         f"texts to read with {params.backbone}, in {dtype} ({reason})",

@@ -40,7 +40,7 @@ def upper_layers(model: Any, n_layers: int | None) -> Iterator[None]:
         yield
         return
     owner, name, layers = layers_of(model)
-    kept = layers[len(layers) - n_layers :]
+    upper = layers[len(layers) - n_layers :]
     given: list[Any] = []
     inner = plain(model)
     body = getattr(inner, inner.base_model_prefix)
@@ -53,7 +53,7 @@ def upper_layers(model: Any, n_layers: int | None) -> Iterator[None]:
 
     hooks = [
         body.register_forward_pre_hook(remember, with_kwargs=True),
-        kept[0].register_forward_pre_hook(replace, with_kwargs=True),
+        upper[0].register_forward_pre_hook(replace, with_kwargs=True),
     ]
     config = inner.config.get_text_config()
     whole = {"num_hidden_layers": len(layers)}
@@ -61,7 +61,7 @@ def upper_layers(model: Any, n_layers: int | None) -> Iterator[None]:
     if getattr(config, "layer_types", None):  # sliding or full attention, looked up by place
         whole["layer_types"] = config.layer_types
         shorter["layer_types"] = config.layer_types[-n_layers:]
-    setattr(owner, name, kept)
+    setattr(owner, name, upper)
     _configure(config, shorter)
     try:
         yield

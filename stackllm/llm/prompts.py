@@ -148,8 +148,8 @@ def make_prompts(
     last = None
     for question, response in rows:
         if question != last:
-            kept = cut(ids_of(question), params.max_length_prompt, params.keep_prompt)
-            prompts.append(Prompt([*head, *kept, *tail], []))
+            shown = cut(ids_of(question), params.max_length_prompt, params.keep_prompt)
+            prompts.append(Prompt([*head, *shown, *tail], []))
             if not prompts[-1].prefix:
                 raise UsageError(
                     "an answer to an empty question has nothing in front of it. Set before_question or "

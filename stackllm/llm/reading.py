@@ -150,13 +150,13 @@ def read_ends(
         begun = Reading() if root is None else root.copy([0] * len(groups))
         if any(heads[g] for g in groups):
             begun, _ = begun.go_on(model, *pad(model, [heads[g] for g in groups], left=True))
-        own = [
+        members = [
             (place, firsts[g] + i, end)
             for place, g in enumerate(groups)
             for i, end in enumerate(prompts[g].responses)
         ]
-        for batch in like_length([len(end) for *_, end in own], budget, cost):
-            places, rows, ends = (list(it) for it in zip(*(own[i] for i in batch), strict=True))
+        for batch in like_length([len(end) for *_, end in members], budget, cost):
+            places, rows, ends = (list(it) for it in zip(*(members[i] for i in batch), strict=True))
             ids, mask = pad(model, ends, left=False)
             reading, output = begun.copy(places).go_on(model, ids, mask, **options)
             yield Ends(groups, rows, reading, output, ids, mask)

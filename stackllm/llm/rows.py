@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import polars as pl
 
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError
@@ -57,6 +58,11 @@ class Text(NamedTuple):
     def size(self) -> int:
         """Characters of the response."""
         return len(self.response)
+
+
+def texts_of(rows: pl.DataFrame) -> list[Text]:
+    """The texts of a table with columns ``question`` and ``response``, in its order."""
+    return [Text(*pair) for pair in rows.select("question", "response").iter_rows()]
 
 
 Reader = Callable[..., dict[str, np.ndarray]]

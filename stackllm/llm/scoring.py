@@ -74,10 +74,10 @@ def score_answers(
         ]
     begun: list[tuple[int, ...]] = [()]
     begun += [tuple(path[: j + 1]) for path in paths for j in range(len(path))]
-    found = dict(zip(begun, columns, strict=True))
+    scores_after = dict(zip(begun, columns, strict=True))
     return np.stack(
         [
-            sum(found[tuple(answer[:j])][token] for j, token in enumerate(answer))
+            sum(scores_after[tuple(answer[:j])][token] for j, token in enumerate(answer))
             for answer in answers
         ],
         axis=1,
@@ -120,7 +120,7 @@ def answer_probabilities(scores: np.ndarray, answers: list[list[int]]) -> np.nda
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         raw = np.exp(scores - scores.max(axis=1, keepdims=True))
-        own = raw.copy()
+        alone = raw.copy()
         for i, answer in enumerate(answers):
             longer = [j for j, other in enumerate(answers) if j != i and _begins(answer, other)]
             outermost = [
@@ -128,9 +128,9 @@ def answer_probabilities(scores: np.ndarray, answers: list[list[int]]) -> np.nda
                 for j in longer
                 if not any(_begins(answers[k], answers[j]) for k in longer if k != j)
             ]
-            own[:, i] -= raw[:, outermost].sum(axis=1)
-        own = np.maximum(own, 0.0)  # rounding
-        result: np.ndarray = own / own.sum(axis=1, keepdims=True)
+            alone[:, i] -= raw[:, outermost].sum(axis=1)
+        alone = np.maximum(alone, 0.0)  # rounding
+        result: np.ndarray = alone / alone.sum(axis=1, keepdims=True)
     return result
 
 
@@ -188,8 +188,8 @@ def _read(
             n = len(ends.rows)
             each = ends.reading.copy([place for place in range(n) for _ in paths])
             _, output = each.go_on(model, *pad(model, paths * n, left=False))
-            found = output.last_hidden_state.unflatten(0, (n, -1))
-            for row, states in zip(ends.rows, found, strict=True):
+            along = output.last_hidden_state.unflatten(0, (n, -1))
+            for row, states in zip(ends.rows, along, strict=True):
                 later[row] = states
     return torch.stack(last), torch.stack(later) if paths else torch.empty(0)
 

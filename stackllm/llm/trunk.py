@@ -29,7 +29,7 @@ from stackllm.llm.locate import is_ready, revision_of
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, longest, make_prompts
 from stackllm.llm.reading import opened, read_ends
-from stackllm.llm.rows import RowCache, Text, Weights
+from stackllm.llm.rows import RowCache, Text, Weights, texts_of
 from stackllm.store.atomic import make_folder
 from stackllm.store.digest import digest
 
@@ -137,7 +137,7 @@ def cache_trunk(rows: pl.DataFrame, params: TrunkParams, engine: Engine) -> pl.D
         If the disk is too small for it.
     """
     cached = RowCache("trunk", VERSION, params.identity).ensure(
-        [Text(*pair) for pair in rows.select("question", "response").iter_rows()],
+        texts_of(rows),
         engine,
         "trunk",
         f"texts to read with the lower layers of {params.backbone}, in {params.precision}",

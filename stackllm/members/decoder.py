@@ -247,8 +247,8 @@ def _keep_last_good(model: PeftModel) -> str:
     """Save the weights of before a step that failed, and say where; nothing if they are no numbers."""
     if ranks.rank() or not is_finite(model):
         return ""
-    kept = keep(lambda folder: save_classifier(model, folder), "adapter", LAST_GOOD)
-    return f" The weights of before that step are kept in {kept}." if kept else ""
+    weights = keep(lambda folder: save_classifier(model, folder), "adapter", LAST_GOOD)
+    return f" The weights of before that step are kept in {weights}." if weights else ""
 
 
 def warm_head(

@@ -22,7 +22,7 @@ from stackllm.store.records import read_json, write_json
 
 VERSION = 1
 
-_OWN_BLOCKS = ("text_", "likelihood_")
+_BLOCKS = ("text_", "likelihood_")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
 
 def _features(inputs: Inputs, centred: bool) -> np.ndarray:
     """Embedding and own features, float32 ``(n_rows, n_features)``; NaN where not measured."""
-    own = [i for i, name in enumerate(inputs.names) if name.startswith(_OWN_BLOCKS)]
-    features = np.hstack([inputs.embedding, inputs.blocks[:, own].astype(np.float32)])
+    columns = [i for i, name in enumerate(inputs.names) if name.startswith(_BLOCKS)]
+    features = np.hstack([inputs.embedding, inputs.blocks[:, columns].astype(np.float32)])
     if centred:
         features = np.hstack([features, centre(np.nan_to_num(features), inputs.groups)])
     return features

@@ -97,12 +97,13 @@ def fit(inputs: Inputs, targets: Targets, params: LexicalParams, seed: int, fold
     for view in params.views:
         counts = inputs.counts[view][rows]
         seen = np.bincount(counts.indices, minlength=counts.shape[1])
-        kept = np.flatnonzero(seen >= params.min_rows).astype(np.int32)
-        kept = kept if len(kept) else np.zeros(1, np.int32)  # texts without n-grams: the bias alone
-        idf = (np.log((1 + len(rows)) / (1 + seen[kept])) + 1).astype(np.float32)
-        np.save(folder / f"{view}_kept.npy", kept)
+        chosen = np.flatnonzero(seen >= params.min_rows).astype(np.int32)
+        if not len(chosen):  # texts without n-grams: the bias alone
+            chosen = np.zeros(1, np.int32)
+        idf = (np.log((1 + len(rows)) / (1 + seen[chosen])) + 1).astype(np.float32)
+        np.save(folder / f"{view}_kept.npy", chosen)
         np.save(folder / f"{view}_idf.npy", idf)
-        pieces.append(_tfidf(counts, kept, idf))
+        pieces.append(_tfidf(counts, chosen, idf))
         del counts
     features = hstack(pieces, format="csr")
     pieces.clear()
@@ -130,9 +131,9 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     return class_probabilities(hstack(pieces, format="csr"), weights, bias)
 
 
-def _tfidf(counts: csr_matrix, kept: np.ndarray, idf: np.ndarray) -> csr_matrix:
+def _tfidf(counts: csr_matrix, chosen: np.ndarray, idf: np.ndarray) -> csr_matrix:
     """Sublinear TF-IDF of the kept n-grams; rows have length 1."""
-    matrix = counts[:, kept].astype(np.float32)
+    matrix = counts[:, chosen].astype(np.float32)
     matrix.data = (1 + np.log(matrix.data)) * idf[matrix.indices]
     length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
     matrix.data /= np.repeat(np.maximum(length, 1e-12), np.diff(matrix.indptr))

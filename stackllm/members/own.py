@@ -11,13 +11,10 @@ else by skops, which writes no pickle and loads types of well-known packages and
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +24,7 @@ from stackllm.errors import DataError, MissingInputError, StorageError, UsageErr
 from stackllm.members.inputs import Inputs, read_texts
 from stackllm.members.protocol import Kind, Traits
 from stackllm.parameters import check
+from stackllm.recipes.files import load_file
 from stackllm.store.digest import file_digest
 from stackllm.store.records import read_json, write_json
 
@@ -90,6 +88,7 @@ def own_kind(kind: str) -> Kind:
         (folder / _FILE).write_bytes(source)
         content = {"class": name, "reads": params.reads, "params": params.params}
         write_json(folder / _SETTINGS, content, sort_keys=True)
+        np.save(folder / "n_classes.npy", np.array(targets.n_classes))
         made = _make(member, params.params, seed)
         if _is_classifier(member):
             _fit_classifier(made, inputs, targets, params.reads, folder)
@@ -108,23 +107,24 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     Raises
     ------
     DataError
-        If they have another shape or rows that do not sum to 1.
+        If they have another shape.
     """
     content = read_json(folder / _SETTINGS)
     member = _load_class(folder / _FILE, content["class"])
-    if not _is_classifier(member):
-        return np.asarray(_make(member, content["params"], 0).predict(inputs, rows, folder), float)
-    predicted = np.asarray(
-        _load_classifier(member, folder).predict_proba(_features(inputs, rows, content["reads"])),
-        float,
-    )
-    classes = np.load(folder / "classes.npy", allow_pickle=False)
+    n_classes = int(np.load(folder / "n_classes.npy", allow_pickle=False))
+    if _is_classifier(member):
+        features = _features(inputs, rows, content["reads"])
+        predicted = np.asarray(_load_classifier(member, folder).predict_proba(features), float)
+        classes = np.load(folder / "classes.npy", allow_pickle=False)
+    else:
+        made = _make(member, content["params"], 0)
+        predicted = np.asarray(made.predict(inputs, rows, folder), float)
+        classes = np.arange(n_classes)
     if predicted.shape != (len(rows), len(classes)):
         raise DataError(
-            f"{content['class']}: predict_proba gave shape {predicted.shape} for {len(rows)} rows and "
+            f"{content['class']}: its probabilities have the shape {predicted.shape}, for {len(rows)} rows and "
             f"{len(classes)} classes. Return one column per class that fit was given."
         )
-    n_classes = int(np.load(folder / "n_classes.npy", allow_pickle=False))
     probabilities = np.zeros((len(rows), n_classes))
     probabilities[:, classes] = predicted
     return probabilities
@@ -141,7 +141,7 @@ def _split(kind: str) -> tuple[Path, str]:
 
 
 def _load_class(path: Path, name: str) -> Any:
-    module = _load_module(path)
+    module = load_file(path, "own")
     member = getattr(module, name, None)
     if not isinstance(member, type):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
@@ -154,24 +154,6 @@ def _load_class(path: Path, name: str) -> Any:
             "have, or fit(inputs, targets, seed, folder) and predict(inputs, rows, folder)."
         )
     return member
-
-
-def _load_module(path: Path) -> ModuleType:
-    """The user's file as a module whose name its content decides: what is stored of it finds it again."""
-    name = f"stackllm_own_{file_digest(path)[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path}: not a Python file. A member of your own is file.py:Class.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does wrong
-        del sys.modules[name]
-        raise UsageError(f"{path}: loading it failed ({type(error).__name__}: {error}).") from error
-    return module
 
 
 def _is_classifier(member: Any) -> bool:
@@ -216,7 +198,6 @@ def _fit_classifier(
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]})."
         ) from error
     np.save(folder / "classes.npy", np.unique(y))
-    np.save(folder / "n_classes.npy", np.array(targets.n_classes))
     if callable(getattr(classifier, "save", None)):
         classifier.save(folder)
         return

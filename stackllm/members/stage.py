@@ -172,8 +172,8 @@ def fit_member(folder: Path, member: Member, place: Place, inputs_folder: Path, 
         kind.fit(inputs, place.fit.targets, member.params, seed, folder)
     except TrainingError as error:
         notes = notes_of_this_unit()
-        kept = f" Its steps until then are in {notes}." if notes else ""
-        raise TrainingError(f"{place.path}: {error}{kept}") from error
+        told = f" Its steps until then are in {notes}." if notes else ""
+        raise TrainingError(f"{place.path}: {error}{told}") from error
     predictions = kind.predict(inputs, place.fit.predict, folder)
     if not np.isfinite(predictions).all():
         raise DataError(f"{place.path}: its predictions are no numbers. Change its settings.")
@@ -206,8 +206,8 @@ def gather_places(places: Sequence[Place], design: Design, root: Path) -> CrossF
 
 def gather_full(member: Member, design: Design, root: Path) -> np.ndarray | None:
     """Test rows by the models on all training rows, ``(n_test, n_classes)``; None without any."""
-    found = [_read(root / place.path) for place in full_places(member, design)]
-    return np.mean(found, axis=0) if found else None
+    predictions = [_read(root / place.path) for place in full_places(member, design)]
+    return np.mean(predictions, axis=0) if predictions else None
 
 
 def _read(folder: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from stackllm.group.optimise import Method
 from stackllm.group.plan import Batch, Plan
+from stackllm.metrics import mean_with_error, row_losses, shown_with_error
 from stackllm.probabilities import Floats
 from stackllm.tables.files import shown
 from stackllm.tables.groups import Groups
@@ -33,7 +33,7 @@ def counts(method: Method, groups: Groups, plan: Plan) -> dict[str, Any]:
         ``how``, an entry for each way, and ``kept``, an entry for each group left as it came.
     """
     done: dict[str, dict[str, Any]] = {}
-    kept = []
+    alone = []
     for batch in plan.batches if method.name != "none" else ():
         how = _called(method, batch)
         entry = done.setdefault(how, {"how": how, "groups": 0, "rows": 0, "reason": batch.reason})
@@ -43,11 +43,11 @@ def counts(method: Method, groups: Groups, plan: Plan) -> dict[str, Any]:
             entry["reason"] += f"; {batch.reason}"
         if batch.how == "rows":
             names = [groups.names[code] for code in groups.codes[batch.rows[:, 0]].tolist()]
-            kept += [
+            alone += [
                 {"group": name[:200], "rows": batch.rows.shape[1], "reason": batch.reason}
                 for name in names
             ]
-    return {"how": list(done.values()), "kept": kept}
+    return {"how": list(done.values()), "kept": alone}
 
 
 def _called(method: Method, batch: Batch) -> str:
@@ -72,35 +72,22 @@ def scores(
     groups
         Group code of each row, ``(n_rows,)``.
     """
-    from stackllm.metrics import group_exact_accuracy, row_losses
-
     raw = before / before.sum(axis=1, keepdims=True)
     told: dict[str, Any] = {}
-    losses, hits = {}, {}
+    losses = {}
     for name, matrix in (("before", raw), ("after", after)):
-        guess = matrix.argmax(axis=1)
-        losses[name], hits[name] = row_losses(matrix, labels), (guess == labels).astype(float)
-        exact = np.ones(int(groups.max()) + 1)
-        exact[groups[guess != labels]] = 0.0
-        told[name] = {
-            "log_loss": float(losses[name].mean()),
-            "log_loss_error": _error(losses[name], groups),
-            "accuracy": float(hits[name].mean()),
-            "accuracy_error": _error(hits[name], groups),
-            "group_exact_accuracy": group_exact_accuracy(guess, labels, groups),
-            "group_exact_accuracy_error": _error(exact, np.arange(len(exact))),
-        }
-    told["gain"] = told["before"]["log_loss"] - told["after"]["log_loss"]
-    told["gain_error"] = _error(losses["before"] - losses["after"], groups)
+        losses[name] = row_losses(matrix, labels)
+        hits = matrix.argmax(axis=1) == labels
+        exact = np.bincount(groups, weights=~hits) == 0  # (n_groups,)
+        told[name] = {}
+        for what, values, of in (
+            ("log_loss", losses[name], groups),
+            ("accuracy", hits, groups),
+            ("group_exact_accuracy", exact, np.arange(len(exact))),
+        ):
+            told[name][what], told[name][f"{what}_error"] = mean_with_error(values, of)
+    told["gain"], told["gain_error"] = mean_with_error(losses["before"] - losses["after"], groups)
     return told
-
-
-def _error(values: Floats, groups: NDArray[np.intp]) -> float | None:
-    """Standard error over groups; None where a single group leaves it unknown."""
-    from stackllm.metrics import bootstrap_error
-
-    error = bootstrap_error(values, groups)
-    return None if math.isnan(error) else error
 
 
 def describe(account: dict[str, Any]) -> list[str]:
@@ -122,8 +109,8 @@ def describe(account: dict[str, Any]) -> list[str]:
         lines.append(f"  {entry['how']}: {entry['groups']:,} groups ({entry['reason']})")
     if account["kept"]:
         names = ", ".join(shown(entry["group"]) for entry in account["kept"][:3])
-        kept = "kept as they came" if as_it_came else "kept, but for the temperature"
-        lines.append(f"  {kept}: {names}{', …' if len(account['kept']) > 3 else ''}")
+        said = "kept as they came" if as_it_came else "kept, but for the temperature"
+        lines.append(f"  {said}: {names}{', …' if len(account['kept']) > 3 else ''}")
     lines += account["warnings"]
     for path in account["matched_by_row_number"]:
         lines.append(f"{path}: no id column, so its rows are matched by row number, from 0")
@@ -135,7 +122,7 @@ def describe(account: dict[str, Any]) -> list[str]:
 def _describe_fit(fit: dict[str, Any]) -> list[str]:
     scores = ", ".join(f"{name} {loss:.4f}" for name, loss in fit["scores"].items())
     lines = [f"cross-validated on {fit['n_groups']:,} groups, log loss: {scores}"]
-    gain = _with_error(fit["gain"], fit["gain_error"])
+    gain = shown_with_error(fit["gain"], fit["gain_error"])
     if fit["helps"]:
         lines.append(f"{fit['candidate']} gains {gain} on groups it was not fitted on")
     else:
@@ -148,15 +135,11 @@ def _describe_score(score: dict[str, Any]) -> list[str]:
     for name in ("before", "after"):
         row = score[name]
         parts = [
-            f"{what.replace('_', ' ')} {_with_error(row[what], row[what + '_error'])}"
+            f"{what.replace('_', ' ')} {shown_with_error(row[what], row[what + '_error'])}"
             for what in ("log_loss", "accuracy", "group_exact_accuracy")
         ]
         lines.append(f"{name:>6}: {', '.join(parts)}")
-    lines.append(f"  gain: log loss {_with_error(score['gain'], score['gain_error'])}")
+    lines.append(f"  gain: log loss {shown_with_error(score['gain'], score['gain_error'])}")
     if score["gain_error"] is None:
         lines.append("  one group only, so nothing tells how sure these numbers are")
     return lines
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

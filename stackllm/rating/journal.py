@@ -43,7 +43,7 @@ class Journal:
 
     def get(self, requests: Iterable[str]) -> dict[str, Reply]:
         """The replies that are there, by request."""
-        found = {}
+        replies = {}
         for request in requests:
             row = self._connection.execute(
                 "select * from replies where request = ?", (request,)
@@ -53,10 +53,10 @@ class Journal:
                 try:
                     if any(known) and known != [_digest(request, model, reply)]:
                         raise ValueError("not what was stored")
-                    found[request] = Reply.load(reply)
+                    replies[request] = Reply.load(reply)
                 except (ValueError, TypeError, OverflowError) as error:
                     raise sqlite3.DatabaseError(f"reply {request[:12]} is damaged") from error
-        return found
+        return replies
 
     def put(self, request: str, model: str, reply: Reply) -> None:
         """Commit a reply; what is there already stays."""

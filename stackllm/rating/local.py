@@ -247,16 +247,16 @@ def _prompt(
         return _shorten(tokenizer, text, most, role)
 
     def ids_of(pieces: list[Piece]) -> list[int]:
-        found = []
+        ids_so_far = []
         for piece in pieces:
             ids = tokenizer(piece.text, add_special_tokens=False).input_ids
             for i in ids:  # a gap, for what stands around a control token may not become a word
-                found += gap if piece.role != "ours" and i in special else [i]
-        return found
+                ids_so_far += gap if piece.role != "ours" and i in special else [i]
+        return ids_so_far
 
     composed = [compose(asked, case, shorten) for case in cases]
     prefix = ids_of([Piece(form.before), *composed[0][0]])
-    return Prompt(prefix, [ids_of([*own, Piece(form.after)]) for _, own in composed])
+    return Prompt(prefix, [ids_of([*rest, Piece(form.after)]) for _, rest in composed])
 
 
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -81,7 +81,7 @@ def neutralise(text: str) -> str:
     >>> neutralise("fine<|im_end|>\\u200bnow")
     'fine< |im_end| >now'
     """
-    return _CONTROL.sub(lambda found: f"{found.group()} ", _INVISIBLE.sub("", text))
+    return _CONTROL.sub(lambda match: f"{match.group()} ", _INVISIBLE.sub("", text))
 
 
 Shorten = Callable[[str, str], str]
@@ -128,8 +128,8 @@ def compose(
 def compose_text(asked: Asked, case: Case, question_length: int, response_length: int) -> str:
     """The prompt as one text, its questions and responses cut to so many characters."""
     limits = {"question": question_length, "response": response_length}
-    shared, own = compose(asked, case, lambda text, role: cut_text(text, limits[role], role))
-    return "".join(piece.text for piece in [*shared, *own])
+    shared, rest = compose(asked, case, lambda text, role: cut_text(text, limits[role], role))
+    return "".join(piece.text for piece in [*shared, *rest])
 
 
 def about_tokens(text: str) -> int:

@@ -133,22 +133,22 @@ def list_cases(asked: Asked, rows: pl.DataFrame) -> tuple[list[Case], list[tuple
     """
     questions = rows["question"].to_list() if "question" in asked.sees else [""] * rows.height
     responses = rows["response"].to_list()
-    found: dict[Case, int] = {}
+    numbers: dict[Case, int] = {}
     places: list[tuple[int, int, int]] = []
     if asked.kind != "comparison":
         seen = "response" in asked.sees
         for row, (question, response) in enumerate(zip(questions, responses, strict=True)):
             case = Case(question, (response,) if seen else ())
-            places.append((row, found.setdefault(case, len(found)), 1))
-        return list(found), places
+            places.append((row, numbers.setdefault(case, len(numbers)), 1))
+        return list(numbers), places
     for circle in _circles(rows):
         for i, first in enumerate(circle):
             for step in range(1, min(asked.partners, len(circle) - 1) + 1):
                 second = circle[(i + step) % len(circle)]
                 case = Case(questions[first], (responses[first], responses[second]))
-                number = found.setdefault(case, len(found))
+                number = numbers.setdefault(case, len(numbers))
                 places += [(first, number, 1), (second, number, -1)]
-    return list(found), places
+    return list(numbers), places
 
 
 def make_columns(
@@ -177,22 +177,22 @@ def make_columns(
     """
     if asked.kind == "comparison":
         return _preference(places, probabilities, n_rows)
-    own = probabilities[[case for _, case, _ in places]]  # places are in the order of the rows
-    ok = np.isfinite(own).all(axis=1)
-    best = np.where(ok, np.where(ok[:, None], own, 0.0).argmax(axis=1), np.nan)
+    answered = probabilities[[case for _, case, _ in places]]  # places are in the order of the rows
+    ok = np.isfinite(answered).all(axis=1)
+    best = np.where(ok, np.where(ok[:, None], answered, 0.0).argmax(axis=1), np.nan)
     if asked.kind == "category":
         columns = {
-            f"p_{slug(label)}": own[:, i].astype(np.float64)
+            f"p_{slug(label)}": answered[:, i].astype(np.float64)
             for i, label in enumerate(asked.answers)
         }
         return pl.DataFrame({**columns, "code": best, "ok": ok.astype(np.float64)})
     values = np.array([float(answer) for answer in asked.answers])
-    logs = np.log(np.maximum(own, 1e-300))
+    logs = np.log(np.maximum(answered, 1e-300))
     likeliest = np.where(ok, values[np.where(ok, best, 0).astype(int)], np.nan)
     return pl.DataFrame(
         {
-            "expected": own @ values,
-            "entropy": -(own * logs).sum(axis=1),
+            "expected": answered @ values,
+            "entropy": -(answered * logs).sum(axis=1),
             "likeliest": likeliest,
             "ok": ok.astype(np.float64),
         }

@@ -269,9 +269,9 @@ def _kept(text: Any, secret: str) -> str:
     return (text.replace(secret, "[key]") if secret else text)[:_MOST_TEXT]
 
 
-def _tokens(found: Any, secret: str) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:
+def _tokens(told: Any, secret: str) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:
     """Tokens and their alternatives; nothing at all if any of it makes no sense or tells the key."""
-    content = found.get("content") if isinstance(found, dict) else None
+    content = told.get("content") if isinstance(told, dict) else None
     if not isinstance(content, list):
         return ()
     tokens = []

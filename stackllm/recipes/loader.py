@@ -12,10 +12,8 @@ turned on by its block's name, or named as a further recipe file.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -23,8 +21,16 @@ from types import MappingProxyType, ModuleType
 import polars as pl
 
 import stackllm
-from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
+from stackllm.errors import (
+    DataError,
+    MissingInputError,
+    StackllmError,
+    UsageError,
+    did_you_mean,
+    first_line,
+)
 from stackllm.rating.question import main_column, read_asked
+from stackllm.recipes.files import load_file
 from stackllm.store.digest import file_digest
 
 ENCODER_BLOCK = "encoder"
@@ -93,7 +99,9 @@ def find_recipes(
     """
     paths = _find_paths(extra, ask)
     recipes = {
-        block: Recipe(block, path, () if path.suffix == ".toml" else _needs(path))
+        block: Recipe(
+            block, path, () if path.suffix == ".toml" else tuple(getattr(_load(path), "NEEDS", ()))
+        )
         for block, path in paths.items()
     }
     for recipe in recipes.values():
@@ -117,14 +125,14 @@ def find_recipes(
             f"recipes need each other in a circle: {' -> '.join(error.args[1])}."
         ) from error
     absent = {*without, *(() if any(r.is_asked for r in recipes.values()) else (ASKED_BLOCK,))}
-    kept = []
+    runnable = []
     for recipe in (recipes[block] for block in order):
         needs = tuple(need for need in recipe.needs if need not in absent)
         if recipe.needs and not needs:
             absent.add(recipe.block)
         else:
-            kept.append(replace(recipe, needs=needs))
-    return kept
+            runnable.append(replace(recipe, needs=needs))
+    return runnable
 
 
 def _find_paths(extra: tuple[str, ...], ask: tuple[str, ...]) -> dict[str, Path]:
@@ -186,22 +194,35 @@ def run_recipes(
     ratings = []
     for recipe in recipes:
         if recipe.is_asked:
-            own = asked[recipe.block]
-            blocks[recipe.block] = own.rename(partial(_prefixed, recipe.block))
+            answers = asked[recipe.block]
+            names = {name: f"{recipe.block}_{name}" for name in answers.columns}
+            blocks[recipe.block] = answers.rename(names)
             rating = main_column(read_asked(recipe.path))
             if rating:
                 # Not a number becomes missing, or it would spoil its whole group's aggregates.
-                ratings.append(own[rating].fill_nan(None).alias(f"{ASKED_BLOCK}_{recipe.block}"))
+                ratings.append(
+                    answers[rating].fill_nan(None).alias(f"{ASKED_BLOCK}_{recipe.block}")
+                )
     blocks[ASKED_BLOCK] = pl.DataFrame(ratings)
     for recipe in recipes:
         if recipe.is_asked:
             continue
         frame = pl.concat([base, *(blocks[need] for need in recipe.needs)], how="horizontal")
-        blocks[recipe.block] = _checked(recipe, _load(recipe.path).build(frame), base)
+        blocks[recipe.block] = _built(recipe, frame, base)
     return pl.concat([blocks[recipe.block] for recipe in recipes], how="horizontal")
 
 
-def _checked(recipe: Recipe, built: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
+def _built(recipe: Recipe, frame: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
+    """What a recipe makes of a frame, once it is as it must be."""
+    try:
+        built = _load(recipe.path).build(frame)
+    except StackllmError:
+        raise
+    except Exception as error:  # whatever a user's file does wrong
+        raise DataError(
+            f"{recipe.path}: build() failed ({type(error).__name__}: {first_line(error)}). Mend the file."
+        ) from error
+
     if not isinstance(built, pl.DataFrame) or "row_id" not in built.columns:
         raise DataError(
             f'{recipe.path}: build() must return a polars frame with a column "row_id".'
@@ -224,20 +245,8 @@ def _checked(recipe: Recipe, built: pl.DataFrame, base: pl.DataFrame) -> pl.Data
     return columns.cast(pl.Float64).rename(lambda name: f"{recipe.block}_{name}")
 
 
-def _prefixed(block: str, name: str) -> str:
-    return f"{block}_{name}"
-
-
-def _needs(path: Path) -> tuple[str, ...]:
-    return tuple(getattr(_load(path), "NEEDS", ()))
-
-
 def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"stackllm_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise MissingInputError(f"{path}: not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(path, "recipe")
     if not callable(getattr(module, "build", None)):
         raise UsageError(
             f"{path}: a recipe defines build(frame) -> frame. Name files that are none with a leading _."

@@ -63,8 +63,8 @@ def edges(text: str) -> list[str]:
     >>> edges("Sure!")[:3]
     ['first0 Sure', 'first1 !', 'first Sure']
     """
-    found = tokens(text.strip())
-    return _edge("first", found[:_EDGE]) + _edge("last", found[-_EDGE:][::-1])
+    parts = tokens(text.strip())
+    return _edge("first", parts[:_EDGE]) + _edge("last", parts[-_EDGE:][::-1])
 
 
 def _masked(token: str) -> str:
@@ -79,10 +79,10 @@ def _masked(token: str) -> str:
     return ("A" if token[0].isupper() else "a") + ("+" if len(token) >= _LONG_WORD else "")
 
 
-def _edge(name: str, found: list[str]) -> list[str]:
+def _edge(name: str, parts: list[str]) -> list[str]:
     return (
-        [f"{name}{place} {token}" for place, token in enumerate(found[:4])]
-        + [f"{name} {token}" for token in found]
-        + [f"{name} {' '.join(pair)}" for pair in pairwise(found)]
-        + [f"{name} {' '.join(run)}" for run in zip(found, found[1:], found[2:], strict=False)]
+        [f"{name}{place} {token}" for place, token in enumerate(parts[:4])]
+        + [f"{name} {token}" for token in parts]
+        + [f"{name} {' '.join(pair)}" for pair in pairwise(parts)]
+        + [f"{name} {' '.join(run)}" for run in zip(parts, parts[1:], parts[2:], strict=False)]
     )

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from stackllm.crossfit.design import Design
-from stackllm.metrics import accuracy, auc, bootstrap_error, log_loss, row_losses
+from stackllm.metrics import (
+    accuracy,
+    auc,
+    bootstrap_error,
+    log_loss,
+    mean_with_error,
+    row_losses,
+    shown_with_error,
+)
 from stackllm.report.text import aligned
 from stackllm.stack.posteriors import Calibrated
 from stackllm.stack.round import Round
@@ -62,11 +71,11 @@ def member_scores(
             {
                 "round": number,
                 "model": name,
-                **_oof_scores(found, design),
+                **_oof_scores(calibrated, design),
                 "seconds": _seconds(timings, name, number),
-                **({} if truth is None else _test_scores(found, design, truth)),
+                **({} if truth is None else _test_scores(calibrated, design, truth)),
             }
-            for name, found in posteriors.items()
+            for name, calibrated in posteriors.items()
         ]
     )
 
@@ -114,36 +123,41 @@ def render(board: pl.DataFrame) -> str:
     return aligned(lines, left=(1,))
 
 
-def _cell(row: dict[str, object], name: str, error: str | None) -> str:
+def _cell(row: dict[str, Any], name: str, error: str | None) -> str:
     value = row[name]
     if not isinstance(value, float):
         return str(value)
     if name == "seconds":
         return f"{value:.0f}"
-    return f"{value:.4f}" + (f" ± {row[error]:.4f}" if error else "")
+    return shown_with_error(value, row[error] if error else None)
 
 
-def _oof_scores(calibrated: Calibrated, design: Design) -> dict[str, float]:
+def _oof_scores(calibrated: Calibrated, design: Design) -> dict[str, float | None]:
     raw, final = calibrated.rows.oof, calibrated.oof
     groups = design.train_groups
+    raw_loss, raw_error = mean_with_error(row_losses(raw, design.labels), groups)
+    final_loss, final_error = mean_with_error(row_losses(final, design.labels), groups)
     return {
-        "raw": log_loss(raw, design.labels),
-        "raw_se": bootstrap_error(row_losses(raw, design.labels), groups),
-        "posterior": log_loss(final, design.labels),
-        "posterior_se": bootstrap_error(row_losses(final, design.labels), groups),
+        "raw": raw_loss,
+        "raw_se": raw_error,
+        "posterior": final_loss,
+        "posterior_se": final_error,
         "accuracy": accuracy(final, design.labels),
         "auc": auc(raw, design.labels),
     }
 
 
-def _test_scores(calibrated: Calibrated, design: Design, truth: np.ndarray) -> dict[str, float]:
+def _test_scores(
+    calibrated: Calibrated, design: Design, truth: np.ndarray
+) -> dict[str, float | None]:
     final = calibrated.predictions.test_mean()
+    loss, error = mean_with_error(row_losses(final, truth), design.test_groups)
     one_fold = [log_loss(matrix, truth) for matrix in calibrated.predictions.test]
     return {
         "test_one_fold": float(np.mean(one_fold)),
         "test_raw": log_loss(calibrated.rows.test_mean(), truth),
-        "test_posterior": log_loss(final, truth),
-        "test_se": bootstrap_error(row_losses(final, truth), design.test_groups),
+        "test_posterior": loss,
+        "test_se": error,
     }
 
 

@@ -112,7 +112,7 @@ def _share(path: Path, mode: int) -> None:
         path.chmod(mode & ~_umask())
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Publish one file: written beside its place under a temporary name, then moved there.
 
     Parameters
@@ -149,7 +149,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Publish ``content`` at ``path`` (see :func:`write_file`)."""
-    write_file(path, lambda temporary: _write_all(temporary, content))
+    write_file(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_text(path: Path, content: str) -> None:
@@ -244,11 +244,11 @@ def windows_process_exists(pid: int, kernel32: Any, last_error: Callable[[], int
 
 def remove_abandoned(path: Path) -> None:
     """Remove what killed writers of the same file or folder left beside it."""
-    for found in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
-        if is_abandoned(found) and found.is_dir():
-            shutil.rmtree(found, ignore_errors=True)
-        elif is_abandoned(found):
-            found.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
+        if is_abandoned(left) and left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif is_abandoned(left):
+            left.unlink(missing_ok=True)
 
 
 def _stem(path: Path) -> str:
@@ -285,10 +285,6 @@ def _move_into_place(temporary: Path, path: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         return
     raise FileExistsError(errno.EEXIST, "other processes keep writing it")
-
-
-def _write_all(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _umask() -> int:

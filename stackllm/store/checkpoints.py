@@ -37,12 +37,12 @@ def checkpoint() -> Path | None:
         return None
     root, unit = owner
     for folder in reversed(_stored(root, RESUME, unit)):
-        own = _of(RESUME, unit, folder.name)
-        found = state(root, own)
-        if found == REUSED:
+        stored = _of(RESUME, unit, folder.name)
+        condition = state(root, stored)
+        if condition == REUSED:
             return folder
-        if found == "corrupt":
-            quarantine(root, own)
+        if condition == "corrupt":
+            quarantine(root, stored)
     return None
 
 

@@ -235,10 +235,10 @@ def open_unit(root: Path, unit: Unit) -> Path:
     StorageError
         If it is not there, stale or corrupt.
     """
-    found = state(root, unit)
-    if found != REUSED:
+    condition = state(root, unit)
+    if condition != REUSED:
         raise StorageError(
-            f"{unit.inside(root)} is {found if found == 'corrupt' else 'not there'}. "
+            f"{unit.inside(root)} is {condition if condition == 'corrupt' else 'not there'}. "
             "Run the command that made the run (stackllm run, stack or pseudo) to make it anew."
         )
     return unit.inside(root)
@@ -292,8 +292,8 @@ def _files_match(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
 
     Raw formats accept almost every flipped bit, so the digest is the only guard.
     """
-    found = {path.name for path in folder.iterdir()} - {MANIFEST}
-    return found == set(files) and all(
+    names = {path.name for path in folder.iterdir()} - {MANIFEST}
+    return names == set(files) and all(
         not (folder / name).is_symlink()
         and (folder / name).stat().st_size == entry["size"]
         and file_digest(folder / name) == entry["sha256"]
