@@ -225,7 +225,7 @@ def bootstrap_error(
 def mean_with_error(
     values: ArrayLike, groups: ArrayLike, seed: int = 0
 ) -> tuple[float, float | None]:
-    """Mean of a per-row value and its :func:`bootstrap_error`, which see; None where that is unknown."""
+    """Mean of a per-row value, ``(n_rows,)``, and its :func:`bootstrap_error`; None where that is unknown."""
     error = bootstrap_error(values, groups, seed)
     return float(np.mean(as_numbers(values, "values"))), None if np.isnan(error) else error
 

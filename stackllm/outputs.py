@@ -222,7 +222,7 @@ def _write_parts(
 
 
 def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> None:
-    """Publish test probabilities as CSV, in the columns of the sample submission if there is one."""
+    """Publish test probabilities, ``(n_test, n_classes)``, as CSV: in the sample submission's columns if there is one."""
     frame = study.layout.filled(probabilities)
     if study.settings.data.csv_safe:
         frame = spreadsheet_safe(frame)

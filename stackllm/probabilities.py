@@ -29,7 +29,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def log_sum(logs: np.ndarray, axis: int) -> np.ndarray:
-    """Log of the sum of exponentials along an axis, which goes; -inf where all of them are -inf."""
+    """Log of the sum of exponentials along an axis, which goes; any shape, -inf where all of them are -inf."""
     top = np.maximum(logs.max(axis=axis, keepdims=True), -1e300)
     with np.errstate(divide="ignore"):
         summed: np.ndarray = np.squeeze(top, axis) + np.log(np.exp(logs - top).sum(axis=axis))
@@ -116,7 +116,7 @@ def group_codes(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any]]:
 
 
 def as_array(values: ArrayLike, name: str) -> NDArray[Any]:
-    """Anything array-like as an array.
+    """Anything array-like as an array, whatever its shape.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def as_array(values: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def as_numbers(values: ArrayLike, name: str) -> Floats:
-    """Anything array-like of numbers as float64, uncopied where it is that already.
+    """Anything array-like of numbers as float64 of any shape, uncopied where it is that already.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Cross-fitting: which model trains on which rows and predicts which, in every round.
 
-Round 0 trains a model a fold on the other folds and predicts the fold and the whole test set. In a
+Round 0 trains a model per fold on the other folds and predicts the fold and the whole test set. In a
 later round test groups are dealt to parts, and there is a model for each fold k and part p: it
 trains on the other folds and on part p, with labels made by fold-k models that never trained on
 part p, and predicts fold k and the other parts. So no model predicts a row on whose own label,
@@ -62,7 +62,7 @@ class CrossFit:
     test: np.ndarray
 
     def fold(self, fold: int) -> np.ndarray:
-        """Out-of-fold training rows above the test rows as fold's models see them."""
+        """Out-of-fold training rows above the test rows as the fold's models see them: ``(n_rows, n_classes)``."""
         return np.concatenate([self.oof, self.test[fold]])
 
     def test_mean(self) -> np.ndarray:
@@ -105,12 +105,12 @@ class Design:
 
     @property
     def train_groups(self) -> np.ndarray:
-        """Group number of each training row."""
+        """Group number of each training row, ``(n_train,)``."""
         return self.groups[: self.n_train]
 
     @property
     def test_groups(self) -> np.ndarray:
-        """Group number of each test row."""
+        """Group number of each test row, ``(n_test,)``."""
         return self.groups[self.n_train :]
 
     def true_targets(self, fold: int) -> Targets:
@@ -157,7 +157,15 @@ class Design:
         return fits
 
     def gather(self, fits: Sequence[Fit], predictions: Sequence[np.ndarray]) -> CrossFit:
-        """Put the predictions of a cross-fit's models together; several of one row are averaged."""
+        """Put the predictions of a cross-fit's models together; several of one row are averaged.
+
+        Parameters
+        ----------
+        fits
+            The models' places, at least one of every fold.
+        predictions
+            For each of them ``(len(fit.predict), n_classes)``.
+        """
         n_rows = len(self.groups)
         total = np.zeros((self.n_folds, n_rows, self.n_classes))
         count = np.zeros((self.n_folds, n_rows, 1))

@@ -85,7 +85,7 @@ def check_folds(folds: np.ndarray, groups: np.ndarray, labels: np.ndarray, n_cla
 
 
 def inner_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
-    """Folds inside a training set, for choosing a setting; as :func:`assign_folds`."""
+    """Folds inside a training set, int32 ``(n_rows,)``, for choosing a setting; as :func:`assign_folds`."""
     return assign_folds(groups, min(n_folds, len(np.unique(groups))), seed)
 
 

@@ -54,7 +54,7 @@ def train(
     TrainingError
         If the loss is not finite.
     StorageError
-        If memory does not even hold one row a pass.
+        If memory does not even hold one row per pass.
     """
     from stackllm.finetune.callbacks import EarlyStopping, History, Saving
     from stackllm.finetune.trainer import make_trainer
@@ -89,7 +89,7 @@ def train(
     halving(
         batch_size,
         attempt,
-        f"{least} rows a pass. Lower batch_size (and raise accumulation as much), max_length_answer or "
+        f"{least} rows per pass. Lower batch_size (and raise accumulation as much), max_length_answer or "
         'trainable_layers, or take precision "nf4".',
         least,
     )

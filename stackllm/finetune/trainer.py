@@ -91,7 +91,7 @@ class Rows(torch.utils.data.Dataset[tuple[int, float]]):  # type: ignore[misc]
 
 
 class WeightedTrainer(Trainer):  # type: ignore[misc]
-    """Cross-entropy against label probabilities, a weight a row, rows of like length together.
+    """Cross-entropy against label probabilities, a weight per row, rows of like length together.
 
     Parameters
     ----------

@@ -58,6 +58,18 @@ def assign_of(matrix: Floats, plan: Plan, calibration: Calibration = AS_IT_IS) -
 
     A temperature changes no likeliest assignment, but for how much it lets a bias weigh.
 
+    Parameters
+    ----------
+    matrix, plan
+        As :func:`~stackllm.group.plan.checked` gives them: float64 ``(n_rows, n_classes)``, and its groups.
+    calibration
+        Of the rows.
+
+    Returns
+    -------
+    numpy.ndarray
+        intp ``(n_rows,)``, the class of each row.
+
     Raises
     ------
     UsageError

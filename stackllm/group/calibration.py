@@ -69,6 +69,13 @@ def fit_temperature(
 def temperature_of(matrix: Floats, plan: Plan, truth: NDArray[np.intp]) -> float:
     """:func:`fit_temperature` for checked probabilities and their plan.
 
+    Parameters
+    ----------
+    matrix, plan
+        As :func:`~stackllm.group.plan.checked` gives them: float64 ``(n_rows, n_classes)``, and its groups.
+    truth
+        Class index of each row, ``(n_rows,)``.
+
     Raises
     ------
     DataError

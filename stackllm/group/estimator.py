@@ -230,7 +230,7 @@ class GroupPosterior(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # typ
         return tempered(matrix, Calibration(self.row_temperature_))
 
     def predict_log_proba(self, X: Any, groups: ArrayLike | None = None, **params: Any) -> Floats:
-        """Natural logarithm of :meth:`predict_proba`, which see; -inf where that is 0."""
+        """Natural logarithm of :meth:`predict_proba`, which see, ``(n_rows, n_classes)``; -inf where that is 0."""
         with np.errstate(divide="ignore"):
             logs: Floats = np.log(self.predict_proba(X, groups, **params))
         return logs

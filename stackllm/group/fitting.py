@@ -104,6 +104,15 @@ def fit_method(
 def fit_of(candidate: str, matrix: Floats, plan: Plan, truth: NDArray[np.intp]) -> Method:
     """:func:`fit_method` for checked probabilities and their plan.
 
+    Parameters
+    ----------
+    candidate
+        One of :data:`CANDIDATES`, or ``"assignment"``.
+    matrix, plan
+        As :func:`~stackllm.group.plan.checked` gives them: float64 ``(n_rows, n_classes)``, and its groups.
+    truth
+        Class index of each row, ``(n_rows,)``.
+
     Raises
     ------
     DataError

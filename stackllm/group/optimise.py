@@ -97,6 +97,18 @@ def optimise(
 def optimise_of(matrix: Floats, plan: Plan, method: Method) -> Floats:
     """:func:`optimise` for checked probabilities and their plan.
 
+    Parameters
+    ----------
+    matrix, plan
+        As :func:`~stackllm.group.plan.checked` gives them: float64 ``(n_rows, n_classes)``, and its groups.
+    method
+        What to do.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_rows, n_classes)``; every row sums to 1.
+
     Raises
     ------
     UsageError

@@ -180,7 +180,7 @@ class Plan:
 
     @property
     def alone(self) -> NDArray[np.intp]:
-        """The rows whose groups have no allowed assignment: each of them stays on its own."""
+        """The rows, ``(n,)``, whose groups have no allowed assignment: each of them stays on its own."""
         rows = [batch.rows.ravel() for batch in self.batches if batch.how == "rows"]
         return np.concatenate([np.zeros(0, dtype=np.intp), *rows])
 

@@ -139,7 +139,10 @@ def read_texts(
     params: EncoderParams,
     layers: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
-    """``pooled`` and ``likelihood`` of texts, as :func:`~stackllm.llm.encoder.read_groups` gives them."""
+    """``pooled``, float32 ``(n, n_layers, 2, hidden)``, and ``likelihood``, float32 ``(n, len(LIKELIHOOD))``.
+
+    See :func:`~stackllm.llm.encoder.read_groups`.
+    """
     import torch
 
     budget = params.batch_tokens or (16_384 if torch.cuda.is_available() else 1_024)

@@ -58,7 +58,7 @@ def within_memory(longest: int, most: int, read: Callable[[int], Result]) -> Res
     longest
         Tokens of the longest text, for the sentence that says that nothing helps.
     most
-        Tokens or rows a pass at first.
+        Tokens or rows per pass at first.
     read
         Reads all of it with passes of so much, or of a single text.
 

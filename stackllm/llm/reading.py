@@ -60,7 +60,7 @@ class Reading:
     def go_on(
         self, model: PreTrainedModel, ids: torch.Tensor, new: torch.Tensor, **options: Any
     ) -> tuple[Reading, Any]:
-        """Read on, one text a row, and use this reading up.
+        """Read on, one text per row, and use this reading up.
 
         Parameters
         ----------

@@ -168,7 +168,7 @@ def read_texts(
     texts: Sequence[Text],
     params: TrunkParams,
 ) -> dict[str, np.ndarray]:
-    """Of texts ``states``, all in one matrix, and ``spans``, where each stands in it."""
+    """Of texts ``states``, ``(n_tokens, hidden)`` of all, and ``spans``, int64 ``(n, 4)``: where each stands in it."""
     prompts = make_prompts(tokenizer, texts, params.prompt)
     check_length(params.backbone, positions(model), longest(prompts))
     layer = count_layers(model) - params.trainable_layers

@@ -87,7 +87,7 @@ class DecoderParams:
     every_round
         Train anew in every round of pseudo-labels; else later rounds go on with the first's models.
     refit
-        ``"full"``: also a model a seed on all training rows. It takes the place of the folds' models
+        ``"full"``: also a model per seed on all training rows. It takes the place of the folds' models
         in what is submitted, and in nothing that is scored or learnt from.
     warm_head
         Start from the head that suits the backbone as it is, instead of a random one, if the head ends
@@ -263,6 +263,19 @@ def warm_head(
 
     A random head pulls the backbone's features about before it has learnt anything (Kumar et al.,
     "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022).
+
+    Parameters
+    ----------
+    model
+        The classifier, whose head is fresh.
+    groups, lengths
+        Group number and number of tokens of every row of the inputs, ``(n_rows,)``.
+    targets
+        What it is going to be trained on.
+    collate
+        Makes a batch of rows.
+    seed
+        Of the folds by which the penalty is chosen.
 
     Returns
     -------

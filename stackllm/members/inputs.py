@@ -65,7 +65,7 @@ def save_inputs(folder: Path, inputs: Inputs) -> None:
 
 
 def save_counts(folder: Path, view: str, matrix: csr_matrix) -> None:
-    """Write the n-gram counts of one view into ``folder``."""
+    """Write the n-gram counts of one view, float32 ``(n_rows, n_buckets)``, into ``folder``."""
     for part in ("data", "indices", "indptr"):
         np.save(folder / f"{view}_{part}.npy", getattr(matrix, part))
     np.save(folder / f"{view}_shape.npy", np.array(matrix.shape))

@@ -149,7 +149,7 @@ def places_of(member: Member, fits: Sequence[Fit], design: Design) -> list[Place
 
 
 def full_places(member: Member, design: Design) -> list[Place]:
-    """Models on all training rows, one a seed, of a member that is refitted for the test."""
+    """Models on all training rows, one per seed, of a member that is refitted for the test."""
     traits = member.traits
     return [
         Place(design.full_fit(), seed, f"members/{member.name}/round0_full_seed{seed}")

@@ -42,7 +42,7 @@ def ask(
     Returns
     -------
     dict
-        For each block its columns, one row a row; see
+        For each block its columns, a row per row; see
         :func:`~stackllm.rating.question.make_columns`.
 
     Raises

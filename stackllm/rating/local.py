@@ -147,7 +147,7 @@ def answer_cases(
     asked: Asked,
     params: RaterParams,
 ) -> dict[str, np.ndarray]:
-    """``answers`` to cases, as :func:`rate_cases` gives them."""
+    """``answers`` to cases, ``(n_cases, n_answers)``, as :func:`rate_cases` gives them."""
     return {"answers": rate_cases(model, tokenizer, asked, list(cases), params)}
 
 

@@ -133,7 +133,7 @@ def compose_text(asked: Asked, case: Case, question_length: int, response_length
 
 
 def about_tokens(text: str) -> int:
-    """About how many tokens a text has: one for four bytes."""
+    """About how many tokens a text has: four bytes each."""
     return -(-len(text.encode()) // 4)
 
 

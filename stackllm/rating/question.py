@@ -92,7 +92,7 @@ def read_asked(path: Path) -> Asked:
     MissingInputError
         If there is no such file.
     DataError
-        If it is no TOML, or a key is missing, unknown or of no sense.
+        If it is no TOML, or a key is missing or unknown or makes no sense.
     """
     content = read_toml(path, "Check the name of the recipe.")
     for name in content:
@@ -170,7 +170,7 @@ def make_columns(
     Returns
     -------
     polars.DataFrame
-        Float64, one row a row, NaN where there is no answer, and ``ok``, 1 where there is one.
+        Float64, a row per row, NaN where there is no answer, and ``ok``, 1 where there is one.
         Rating: ``expected, entropy, likeliest`` (entropy in nats). Category: ``p_<label>`` and
         ``code``, the number of the most likely label from 0. Comparison: ``logodds`` of being
         preferred, averaged over its partners.

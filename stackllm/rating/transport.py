@@ -37,7 +37,7 @@ class ServerParams:
     concurrency
         Requests under way at once.
     requests_per_minute, tokens_per_minute
-        Limits; 0 is none. Tokens are estimated from the prompt's length, four bytes a token.
+        Limits; 0 is none. Tokens are estimated from the prompt's length, four bytes per token.
     max_requests
         Stop after so many requests, retries included, and keep every answer. None is no limit.
     attempts
@@ -210,7 +210,7 @@ class Transport:
         if status in (408, 409, 425, 429) or status >= 500:
             wait = retry_after(headers, self.params.deadline_seconds)
             if wait > _time_left(clock):
-                raise UnansweredError("deadline")  # there is no sense in waiting for it
+                raise UnansweredError("deadline")  # to wait for it makes no sense
             if wait:
                 self._requests.hold(wait)  # the server's wish is for everybody
             raise _RetryError(f"HTTP {status}", wait)
@@ -292,6 +292,6 @@ def retry_after(headers: Mapping[str, str], most: float) -> float:
 
 
 def estimate_tokens(body: Mapping[str, Any]) -> int:
-    """About how many tokens a request costs: four bytes a token, and the reply's limit."""
+    """About how many tokens a request costs: four bytes per token, and the reply's limit."""
     prompt = "".join(message["content"] for message in body["messages"])
     return about_tokens(prompt) + int(body["max_tokens"])

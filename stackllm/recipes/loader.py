@@ -175,14 +175,14 @@ def run_recipes(
     rows
         ``row_id, group_id, question, response``; row ids need not be unique, order counts.
     encoder
-        Numeric columns that the encoder measured, one row a row of ``rows``.
+        Numeric columns that the encoder measured, one row per row of ``rows``.
     asked
         For each asked recipe the columns made of the LLM's answers.
 
     Returns
     -------
     polars.DataFrame
-        Float64 columns ``{block}_{column}``, one row a row of ``rows``, in the same order.
+        Float64 columns ``{block}_{column}``, one row per row of ``rows``, in the same order.
 
     Raises
     ------

@@ -41,7 +41,7 @@ def leaderboard(
     timings
         Seconds of each unit.
     truth
-        Class index of each test row, where it is known.
+        Class index of each test row, ``(n_test,)``, where it is known.
 
     Returns
     -------
@@ -49,9 +49,10 @@ def leaderboard(
         ``round, model, raw, raw_se, posterior, posterior_se, accuracy, auc, seconds`` out of fold
         (log loss in nats with group-bootstrap standard errors, ``raw`` of row probabilities
         calibrated one by one; accuracy of the posterior; area under the curve of the raw
-        probabilities, one against the rest; seconds of fitting and predicting) and, with ``truth``, ``test_one_fold`` (posterior by the models of
-        one fold, averaged: what the out-of-fold score estimates), ``test_raw, test_posterior,
-        test_se`` (by all folds together: what is submitted, but for decoders that were refitted).
+        probabilities, one against the rest; seconds of fitting and predicting) and, with ``truth``,
+        ``test_one_fold`` (posterior by the models of one fold, averaged: what the out-of-fold score
+        estimates), ``test_raw, test_posterior, test_se`` (by all folds together: what is submitted,
+        but for decoders that were refitted).
     """
     return pl.concat(
         member_scores(played.number, played.posteriors, design, timings, truth) for played in rounds

@@ -1,4 +1,4 @@
-"""One writer a run."""
+"""One writer per run."""
 
 from __future__ import annotations
 

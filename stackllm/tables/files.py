@@ -68,7 +68,7 @@ def check_text(path: Path, frame: pl.DataFrame, names: Iterable[str], kind: str 
         held = frame.schema[name]
         if held.is_nested() or held == pl.Object:
             raise DataError(
-                f'{path}: column "{name}" holds {held.base_type()}, not {kind}. Write one {kind} a row.'
+                f'{path}: column "{name}" holds {held.base_type()}, not {kind}. Write one {kind} per row.'
             )
 
 

@@ -235,7 +235,7 @@ _BEGINNING = re.compile(r"^$|[^\W\d]\W?$").search
 """What may stand before the names of all classes: it ends in a letter or ``_`` and a sign at most."""
 
 Reading = Callable[[list[str]], list[int | None]]
-"""From all different labels to a class each, or None."""
+"""From all different labels to their classes, None where there is none."""
 
 
 def _readings(classes: Sequence[str]) -> dict[str, Reading]:

@@ -45,7 +45,7 @@ class Submission:
     probabilities: Floats
 
     def replaced(self, probabilities: Floats) -> pl.DataFrame:
-        """The same table with other probabilities."""
+        """The same table with other probabilities, ``(n_rows, n_classes)``."""
         return self.frame.with_columns(
             pl.Series(name, np.ascontiguousarray(probabilities[:, j]))
             for j, name in enumerate(self.classes)
