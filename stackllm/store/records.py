@@ -8,13 +8,7 @@ from typing import Any
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file in UTF-8 holds.
-
-    Raises
-    ------
-    OSError, ValueError
-        If it cannot be read, or is no JSON.
-    """
+    """What a JSON file in UTF-8 holds; what the system and the parser raise is for the caller to judge."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
