@@ -193,10 +193,12 @@ class _Times:
 
     def __init__(self, study: Study) -> None:
         self.n_jobs = study.workspace.run.n_jobs
+        members = study.settings.members
+        decoders = tuple(f"members/{it.name}/" for it in members if kind_of(it.kind).of_gpu)
         seconds: dict[str, list[float]] = {}
         for path in study.workspace.root.parent.glob(f"*/{TIMINGS}"):
             for unit, spent in read_timings(path.parent).items():
-                seconds.setdefault(_stage_of(unit), []).append(spent)
+                seconds.setdefault(_stage_of(unit, decoders), []).append(spent)
         self.means = {name: sum(values) / len(values) for name, values in seconds.items()}
 
     def of(self, name: str, units: int | None) -> float | None:
@@ -207,5 +209,8 @@ class _Times:
         return mean * units / max(1, min(self.n_jobs, units))
 
 
-def _stage_of(unit: str) -> str:
+def _stage_of(unit: str, decoders: tuple[str, ...]) -> str:
+    """What a plan calls the stage of a unit, but for its round."""
+    if unit.startswith(decoders):
+        return "decoders"
     return "stack inputs" if unit.startswith("stack/inputs/") else unit.split("/")[0]
