@@ -43,7 +43,7 @@ def test_the_same_content_is_one_module_and_other_content_another(tmp_path):
 
 def test_a_file_that_is_no_python_is_refused(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("value = 1\n")
+    path.write_text("value = 3\n")
     with pytest.raises(
         UsageError, match=r'mine\.txt: not a Python file\. Let its name end in "\.py"'
     ):
