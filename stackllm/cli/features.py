@@ -7,12 +7,11 @@ from typing import Any
 
 import click
 
-from stackllm.cli.options import play, table_options, work_options
+from stackllm.cli.options import features_options, play
 
 
 @click.command()
-@table_options
-@work_options
+@features_options
 def features(truth: Path | None, **options: Any) -> None:
     """Stage one: folds, encoder, recipes, and every member out of fold.
 

@@ -132,10 +132,10 @@ def together(*options: Option[Any]) -> Option[Any]:
 
 
 column_options = together(*_COLUMNS)
-table_options = together(*_TABLE)
-submission_options = together(*_SUBMISSION)
-pseudo_options = together(*_PSEUDO)
 work_options = together(*_WORK)
+features_options = together(*_TABLE, *_WORK)
+stack_options = together(*_TABLE, *_SUBMISSION, *_WORK)
+pseudo_options = together(*_TABLE, *_SUBMISSION, *_PSEUDO, *_WORK)
 
 
 def settings_of(config: Path | None, recipes: tuple[str, ...] = (), **given: Any) -> Settings:

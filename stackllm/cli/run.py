@@ -7,20 +7,11 @@ from typing import Any
 
 import click
 
-from stackllm.cli.options import (
-    play,
-    pseudo_options,
-    submission_options,
-    table_options,
-    work_options,
-)
+from stackllm.cli.options import play, pseudo_options
 
 
 @click.command()
-@table_options
-@submission_options
 @pseudo_options
-@work_options
 def run(truth: Path | None, **options: Any) -> None:
     """All four steps: members, stack, group posteriors, rounds of pseudo-labels.
 

@@ -7,13 +7,11 @@ from typing import Any
 
 import click
 
-from stackllm.cli.options import play, submission_options, table_options, work_options
+from stackllm.cli.options import play, stack_options
 
 
 @click.command()
-@table_options
-@submission_options
-@work_options
+@stack_options
 def stack(truth: Path | None, **options: Any) -> None:
     """Stage two on top of stage one: LightGBM and a blend, leaderboard and submission.
 

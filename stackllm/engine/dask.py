@@ -62,9 +62,8 @@ class Dask:
             "tornado.application",
             "asyncio",
         ):
-            logging.getLogger(name).setLevel(
-                logging.CRITICAL
-            )  # a lost scheduler is told once, by us
+            # a lost scheduler is told once, by us
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.address = address
         self._busy: dict[str, _Handle] = {}
         try:

@@ -45,9 +45,8 @@ def halving(size: int, work: Callable[[int], Result], advice: str, least: int = 
                 raise
             if size <= least:
                 raise StorageError(f"out of memory with {advice}") from error
-        size = max(
-            size // 2, least
-        )  # outside of the handler, which keeps the failed pass in memory
+        # outside of the handler, which keeps the failed pass in memory
+        size = max(size // 2, least)
 
 
 def within_memory(longest: int, most: int, read: Callable[[int], Result]) -> Result:

@@ -107,9 +107,8 @@ def choose_penalty(
     """
     # Of the groups whose labels were given: a fifth of all groups may hold pseudo-labels alone.
     given = groups[targets.rows[targets.given]]
-    if (
-        len(candidates) == 1 or len(np.unique(given)) < 2
-    ):  # nothing to choose, or nothing to judge by
+    # with one candidate there is nothing to choose, with one group nothing to judge by
+    if len(candidates) == 1 or len(np.unique(given)) < 2:
         return min(candidates)
     held = np.isin(groups[targets.rows], given[inner_folds(given, 5, seed) == 0])
     train, test = targets.only(~held), targets.only(held & targets.given)

@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from stackllm.errors import LockedError, StorageError
 from stackllm.rating.replies import Reply
 from stackllm.store.atomic import make_folder, storage_errors
+from stackllm.store.lock import acquire
 
 _TABLE = """
 create table if not exists replies (
@@ -85,10 +86,9 @@ def open_journal(path: Path) -> Iterator[Journal]:
     """
     with storage_errors(path, "making its folder"):
         make_folder(path.parent)
-    lock = FileLock(path.with_suffix(".lock"))
     with storage_errors(path, "locking"):
         try:
-            lock.acquire(timeout=0)
+            lock = acquire(path.with_suffix(".lock"))
         except Timeout as error:
             raise LockedError(
                 f"{path}: another process is asking a server. Wait for it, so that nothing is paid for twice."

@@ -46,7 +46,7 @@ def locked(root: Path) -> Iterator[None]:
     holder = root / ".lock.json"
     with storage_errors(root, "locking"):
         try:
-            lock = _acquire(root / ".lock")
+            lock = acquire(root / ".lock")
         except Timeout as error:
             raise LockedError(
                 f"{root}: {_holder(holder)} is writing this run. Wait for it, or choose another with the setting name."
@@ -66,7 +66,7 @@ def is_locked(root: Path) -> bool:
     if not (root / ".lock").is_file():
         return False
     try:
-        _acquire(root / ".lock").release()
+        acquire(root / ".lock").release()
     except Timeout:
         return True
     except OSError:  # a folder that we may only read: nobody of this user writes it
@@ -74,8 +74,14 @@ def is_locked(root: Path) -> bool:
     return False
 
 
-def _acquire(path: Path) -> BaseFileLock:
-    """The system's lock; on a disk that knows none, a file that stands for one."""
+def acquire(path: Path) -> BaseFileLock:
+    """The system's lock; on a disk that knows none, a file that stands for one.
+
+    Raises
+    ------
+    Timeout
+        Of filelock, if somebody else holds it.
+    """
     lock: BaseFileLock = FileLock(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # filelock's own, where flock is unknown
