@@ -75,13 +75,7 @@ def is_locked(root: Path) -> bool:
 
 
 def acquire(path: Path) -> BaseFileLock:
-    """The system's lock; on a disk that knows none, a file that stands for one.
-
-    Raises
-    ------
-    Timeout
-        Of filelock, if somebody else holds it.
-    """
+    """The system's lock, or filelock's ``Timeout`` at once; on a disk that knows none, a file that stands for one."""
     lock: BaseFileLock = FileLock(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # filelock's own, where flock is unknown
