@@ -191,12 +191,13 @@ class Predicted:
         """The same for programs."""
         return {"rows": self.frame.height, **({"score": self.score} if self.score else {})}
 
-    def __str__(self) -> str:
+    def told(self) -> str:
+        """The same for people."""
         lines = []
         if self.score:
             loss = shown_with_error(self.score["log_loss"], self.score["log_loss_error"])
             lines.append(f"log loss {loss}, accuracy {self.score['accuracy']:.4f}")
-        return "\n".join([*lines, f"{self.frame.height} rows: "])
+        return "\n".join([*lines, f"{self.frame.height} rows"])
 
 
 def predict_file(

@@ -104,7 +104,8 @@ def read_scored(
     MissingInputError, DataError, StorageError
         With the file, column and first row that is wrong.
     """
-    truth = read_truth(path, rows, classes, usual=(data.target, *LABEL_NAMES))
+    # the setting target is the training table's first: no advice to change it for this table
+    truth = read_truth(path, rows, classes, usual=(data.target, *LABEL_NAMES), named="")
     if truth.by_number:
         workspace.reporter.warn(f"{path}: no id column, so its rows are matched by number, from 0.")
     return truth.labels

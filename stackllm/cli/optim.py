@@ -85,20 +85,24 @@ def optim(
       stackllm optim submission.csv --fit oof.csv --fit-truth train.csv -o better.csv
       stackllm optim submission.csv --quota 2,1,1 --method assignment -o - | head
     """
-    from stackllm.errors import UsageError
+    from stackllm.cli.output import chosen_output
     from stackllm.optim.account import describe
     from stackllm.optim.improve import improve
     from stackllm.optim.request import Columns, Request
     from stackllm.tables.files import write_frame
     from stackllm.tables.spreadsheet import spreadsheet_safe
 
-    if output == "-" and as_json:
-        raise UsageError("-o - and --json both want the standard output. Name a file with -o.")
     options["temperature"] = _temperature(options["temperature"], options["fit"])
     names = ("id", "group", "target", "labels", "same_question")
     columns = Columns(**{name: options.pop(name) for name in names})
-    target = _target(submission, output)
     project = _project()
+    beside = submission.parent / f"{submission.stem}.optim{submission.suffix or '.csv'}"
+    reads = [submission, *(options[name] for name in ("groups", "truth", "fit", "fit_truth"))]
+    reads += [
+        Path(project.get("test", "test.csv")),
+        *([Path(options["quota"])] if options["quota"] else []),
+    ]
+    target = chosen_output(output, beside, as_json, reads)
     outcome = improve(Request(submission, **options), columns, project)
     account = {**outcome.account, "output": output if target is None else str(target)}
     lines = [*describe(account), *([f"wrote {target}"] if target else [])]
@@ -147,11 +151,3 @@ def _temperature(text: str | None, fit: Path | None) -> float | None:
     if not 1e-6 <= value <= 1e6:
         raise UsageError(f'--temperature "{text}": give a number from 1e-6 to 1e6, or auto.')
     return value
-
-
-def _target(submission: Path, output: str | None) -> Path | None:
-    if output == "-":
-        return None
-    if output is not None:
-        return Path(output)
-    return submission.with_name(f"{submission.stem}.optim{submission.suffix or '.csv'}")

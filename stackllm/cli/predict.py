@@ -19,6 +19,7 @@ from stackllm.cli.options import (
     work_options,
     workspace_of,
 )
+from stackllm.cli.output import chosen_output
 
 
 @click.command()
@@ -26,7 +27,6 @@ from stackllm.cli.options import (
 @click.option(
     "-o",
     "--output",
-    type=Path,
     metavar="FILE",
     help="Where to write; - is the standard output.  [NEW.predictions.csv]",
 )
@@ -38,7 +38,7 @@ from stackllm.cli.options import (
 @work_options
 def predict(
     new: Path,
-    output: Path | None,
+    output: str | None,
     truth: Path | None,
     csv_safe: bool | None,
     max_requests: int | None,
@@ -63,7 +63,8 @@ def predict(
         if (value := options.pop(key)) is not None
     }
     server = settings_of(config, max_requests=max_requests).server
-    target = output or new.with_suffix(".predictions.csv")
+    beside = new.parent / f"{new.stem}.predictions.csv"
+    target = chosen_output(output, beside, options["as_json"], [new, truth])
     with workspace_of(**options) as workspace:
         from stackllm.predict import predict_file
 
@@ -71,8 +72,9 @@ def predict(
         if workspace.dry_run:
             click.echo(json.dumps({"would_run": {}}) if options["as_json"] else "nothing would run")
             return
-        streamed = str(target) == "-"
-        predicted.write(None if streamed else target, csv_safe)
+        predicted.write(target, csv_safe)
         told = predicted.summary() | {"output": str(target)}
-        if not streamed:
-            click.echo(json.dumps(told) if options["as_json"] else f"{predicted}{target}")
+        if target is None:
+            click.echo(predicted.told(), err=True)
+        else:
+            click.echo(json.dumps(told) if options["as_json"] else f"{predicted.told()}: {target}")

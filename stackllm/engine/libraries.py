@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 LOG = "libraries.log"
-"""File in a run's folder: warnings and log lines of libraries, and all that workers print as errors."""
+"""File in a run's folder: what libraries warn of, log and print, and all that workers print as errors."""
 
 
 def hush() -> None:
@@ -28,7 +29,9 @@ def hush() -> None:
 
 @contextlib.contextmanager
 def overheard(log: Path, unit: str) -> Iterator[None]:
-    """Write what libraries warn of and log inside to a file.
+    """Write what libraries warn of, log and print inside to a file.
+
+    Standard output is for what a command tells, JSON perhaps; LightGBM prints there, and a user's class may.
 
     Parameters
     ----------
@@ -52,8 +55,8 @@ def overheard(log: Path, unit: str) -> Iterator[None]:
     ) -> None:
         write(f"{category.__name__}: {message} ({filename}:{lineno})")
 
-    handler = _Lines(write)
-    with warnings.catch_warnings():
+    handler, printed = _Lines(write), _Printed(write)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         if not sys.warnoptions:
             warnings.showwarning = show
         logging.getLogger().addHandler(handler)
@@ -61,6 +64,7 @@ def overheard(log: Path, unit: str) -> Iterator[None]:
             yield
         finally:
             logging.getLogger().removeHandler(handler)
+            printed.write("\n")  # what stands in a line that nobody ended
 
 
 @contextlib.contextmanager
@@ -93,3 +97,17 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on."""
         self._write(f"{record.name}: {record.getMessage()}")
+
+
+class _Printed(io.TextIOBase):
+    """Passes printed lines on, each once it is whole."""
+
+    def __init__(self, write: Any) -> None:
+        self._tell, self._rest = write, ""
+
+    def write(self, text: str) -> int:
+        """Keep what is no whole line yet."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in filter(str.strip, lines):
+            self._tell(line)
+        return len(text)

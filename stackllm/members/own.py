@@ -24,13 +24,14 @@ from stackllm.errors import DataError, MissingInputError, StorageError, UsageErr
 from stackllm.members.inputs import Inputs, read_texts
 from stackllm.members.protocol import Kind, Traits
 from stackllm.parameters import check
-from stackllm.recipes.files import load_file
+from stackllm.recipes.files import calling, load_file
 from stackllm.store.digest import file_digest
 from stackllm.store.records import read_json, write_json
 
-VERSION = 1
+VERSION = 2
 
-_FILE, _SETTINGS, _MODEL = "member.py", "own.json", "model.skops"
+_FILE, _SETTINGS, _MODEL, _FILL = "member.py", "own.json", "model.skops", "fill.npy"
+_HOW_TO_STORE = "Give your class save(folder) and a classmethod load(folder)."
 _TRUSTED = (
     "sklearn",
     "numpy",
@@ -42,6 +43,8 @@ _TRUSTED = (
     "functools",
 )
 """Packages whose types a stored classifier may hold, beside those of the user's own file."""
+_SUM_TOLERANCE = 1e-3
+"""How far a row may be from a sum of 1; float32 and averages of folds stay well within."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,12 @@ def own_kind(kind: str) -> Kind:
         content = {"class": name, "reads": params.reads, "params": params.params}
         write_json(folder / _SETTINGS, content, sort_keys=True)
         np.save(folder / "n_classes.npy", np.array(targets.n_classes))
-        made = _make(member, params.params, seed)
+        made = _make(member, params.params, seed, path)
         if _is_classifier(member):
-            _fit_classifier(made, inputs, targets, params.reads, folder)
+            _fit_classifier(made, inputs, targets, params.reads, folder, path)
         else:
-            made.fit(inputs, targets, seed, folder)
+            with calling(f"{path}: {name}.fit", path):
+                made.fit(inputs, targets, seed, folder)
 
     def traits(params: OwnParams) -> Traits:
         return Traits((name, params), weights=file_digest(path))
@@ -107,27 +111,48 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     Raises
     ------
     DataError
-        If they have another shape.
+        If they have another shape, or rows that are no probabilities.
     """
     content = read_json(folder / _SETTINGS)
-    member = _load_class(folder / _FILE, content["class"])
+    name, stored = content["class"], folder / _FILE
+    member = _load_class(stored, name)
+    path = Path(
+        str(load_file(stored, "own").__file__)
+    )  # the user's own, where that is loaded already
     n_classes = int(np.load(folder / "n_classes.npy", allow_pickle=False))
-    if _is_classifier(member):
-        features = _features(inputs, rows, content["reads"])
-        predicted = np.asarray(_load_classifier(member, folder).predict_proba(features), float)
-        classes = np.load(folder / "classes.npy", allow_pickle=False)
-    else:
-        made = _make(member, content["params"], 0)
-        predicted = np.asarray(made.predict(inputs, rows, folder), float)
-        classes = np.arange(n_classes)
-    if predicted.shape != (len(rows), len(classes)):
-        raise DataError(
-            f"{content['class']}: its probabilities have the shape {predicted.shape}, for {len(rows)} rows and "
-            f"{len(classes)} classes. Return one column per class that fit was given."
-        )
+    if not _is_classifier(member):
+        made = _make(member, content["params"], 0, path)
+        with calling(f"{name}.predict", path):
+            predicted = np.asarray(made.predict(inputs, rows, folder), float)
+        return _checked(f"{name}.predict", predicted, len(rows), n_classes)
+    classifier = _load_classifier(member, folder, path)
+    fill = np.load(folder / _FILL, allow_pickle=False) if (folder / _FILL).is_file() else None
+    X = _features(inputs, rows, content["reads"], fill)
+    with calling(f"{name}.predict_proba", path):
+        predicted = np.asarray(classifier.predict_proba(X), float)
+    classes = np.load(folder / "classes.npy", allow_pickle=False)
     probabilities = np.zeros((len(rows), n_classes))
-    probabilities[:, classes] = predicted
+    probabilities[:, classes] = _checked(
+        f"{name}.predict_proba", predicted, len(rows), len(classes)
+    )
     return probabilities
+
+
+def _checked(what: str, predicted: np.ndarray, n_rows: int, n_classes: int) -> np.ndarray:
+    """Probabilities as they came, if they are any."""
+    if predicted.shape != (n_rows, n_classes):
+        raise DataError(
+            f"{what} gave shape {predicted.shape} for {n_rows} rows and {n_classes} classes. Return one "
+            "column per class that fit was given."
+        )
+    wrong = ~((predicted >= 0).all(axis=1) & (np.abs(predicted.sum(axis=1) - 1) <= _SUM_TOLERANCE))
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise DataError(
+            f"{what} gave {wrong.sum()} of {n_rows} rows that are no probabilities (first: row {first}, counted "
+            f"from 0: {predicted[first].tolist()}). Return rows that are not negative and sum to 1."
+        )
+    return predicted
 
 
 def _split(kind: str) -> tuple[Path, str]:
@@ -160,52 +185,56 @@ def _is_classifier(member: Any) -> bool:
     return callable(getattr(member, "predict_proba", None))
 
 
-def _make(member: Any, params: dict[str, Any], seed: int) -> Any:
+def _make(member: Any, params: dict[str, Any], seed: int, path: Path) -> Any:
     """An instance; where it takes a ``random_state`` that nobody set, the seed is given to it."""
-    try:
+    with calling(f"{member.__name__}: making one with params = {params}", path, UsageError):
         made = member(**params)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{member.__name__}: its params are refused ({error}).") from error
-    known = made.get_params() if hasattr(made, "get_params") else {}
-    unset = {
-        key: seed for key, value in known.items() if key.endswith("random_state") and value is None
-    }
-    return made.set_params(**unset) if unset else made
+        known = made.get_params() if hasattr(made, "get_params") else {}
+        unset = {
+            key: seed
+            for key, value in known.items()
+            if key.endswith("random_state") and value is None
+        }
+        return made.set_params(**unset) if unset else made
 
 
-def _features(inputs: Inputs, rows: np.ndarray, reads: str) -> Any:
+def _features(inputs: Inputs, rows: np.ndarray, reads: str, fill: np.ndarray | None = None) -> Any:
+    """What a classifier gets as ``X``, with ``fill`` of each column in place of NaN."""
     if reads == "texts":
         return read_texts(inputs)["response"].gather(rows).to_list()
     parts = {"features": [inputs.blocks], "embedding": [inputs.embedding]}
     chosen = parts.get(reads, [inputs.blocks, inputs.embedding])
-    return np.hstack([part[rows] for part in chosen])
+    X = np.hstack([part[rows] for part in chosen])
+    return X if fill is None else np.where(np.isnan(X), fill.astype(X.dtype), X)
 
 
 def _fit_classifier(
-    classifier: Any, inputs: Inputs, targets: Targets, reads: str, folder: Path
+    classifier: Any, inputs: Inputs, targets: Targets, reads: str, folder: Path, path: Path
 ) -> None:
     """Fit on weighted labels where the classifier takes weights, else on each row's likeliest label."""
-    classifier = _with_imputer(classifier, reads)
+    name = type(classifier).__name__
     weights = _weight_argument(classifier)
     if weights is None:
         targets = targets.likeliest()
     X, y = _features(inputs, targets.rows, reads), targets.labels
-    try:
+    if reads != "texts" and np.isnan(X).any() and not _allows_nan(classifier):
+        fill = _medians(X)
+        np.save(folder / _FILL, fill)
+        X = _features(inputs, targets.rows, reads, fill)
+    with calling(f"{path}: {name}.fit on {len(y)} rows of {reads!r}", path):
         classifier.fit(X, y, **({} if weights is None else {weights: targets.weights}))
-    except Exception as error:  # a user's class may raise anything
-        raise DataError(
-            f"{type(classifier).__name__}.fit failed on {len(y)} rows of {reads!r} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]})."
-        ) from error
     np.save(folder / "classes.npy", np.unique(y))
     if callable(getattr(classifier, "save", None)):
-        classifier.save(folder)
+        with calling(f"{path}: {name}.save", path):
+            classifier.save(folder)
         return
     from skops.io import dump
 
-    dump(classifier, folder / _MODEL)
+    try:
+        dump(classifier, folder / _MODEL)
+    except Exception as error:  # skops has an error of its own for every type that it does not know
+        raise StorageError(f"{path}: {name} cannot be stored ({error}). {_HOW_TO_STORE}") from error
     _make_repeatable(folder / _MODEL)
-    _check_types(folder / _MODEL)
 
 
 def _make_repeatable(path: Path) -> None:
@@ -226,15 +255,23 @@ def _make_repeatable(path: Path) -> None:
             archive.writestr(zipfile.ZipInfo(name), renamed[name])
 
 
-def _load_classifier(member: Any, folder: Path) -> Any:
+def _load_classifier(member: Any, folder: Path, path: Path) -> Any:
     if not (folder / _MODEL).is_file():
-        return member.load(folder)
+        with calling(f"{member.__name__}.load", path):
+            return member.load(folder)
     from skops.io import load
 
-    return load(folder / _MODEL, trusted=_check_types(folder / _MODEL))
+    types = _check_types(folder / _MODEL, member.__name__)
+    try:
+        return load(folder / _MODEL, trusted=types)
+    except Exception as error:  # what was written need not be what can be read, a lambda say
+        raise StorageError(
+            f"{member.__name__} as skops stored it cannot be read ({type(error).__name__}: {error}). "
+            f"{_HOW_TO_STORE}"
+        ) from error
 
 
-def _check_types(path: Path) -> list[str]:
+def _check_types(path: Path, classifier: str) -> list[str]:
     """The types that a stored classifier holds beyond those that skops knows, once they are allowed.
 
     Raises
@@ -248,23 +285,28 @@ def _check_types(path: Path) -> list[str]:
     for name in types:
         if not name.startswith("stackllm_own_") and name.split(".")[0] not in _TRUSTED:
             raise StorageError(
-                f"{path}: the classifier holds a {name}, which is not stored without a pickle. Give your class "
-                "save(folder) and a classmethod load(folder)."
+                f"{classifier} holds a {name}, which is not stored without a pickle. "
+                f"{_HOW_TO_STORE}"
             )
     return types
 
 
-def _with_imputer(classifier: Any, reads: str) -> Any:
-    """Recipe columns may hold NaN: classifiers that take none get the columns' medians in their place."""
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
+def _allows_nan(classifier: Any) -> bool:
+    """Does a classifier say that it takes NaN? Recipe columns may hold it; one that says nothing is not asked to."""
     from sklearn.utils import get_tags
 
-    if reads == "texts" or not hasattr(classifier, "__sklearn_tags__"):
-        return classifier
-    if get_tags(classifier).input_tags.allow_nan:
-        return classifier
-    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), classifier)
+    try:
+        return bool(get_tags(classifier).input_tags.allow_nan)
+    except (
+        AttributeError
+    ):  # no class of scikit-learn's, or params that make no sense, which fit says better
+        return False
+
+
+def _medians(X: np.ndarray) -> np.ndarray:
+    """Median of each column without its NaN; 0 where there is nothing else."""
+    void = np.isnan(X).all(axis=0)
+    return np.nanmedian(np.where(void, 0, X), axis=0)
 
 
 def _weight_argument(classifier: Any) -> str | None:

@@ -24,13 +24,11 @@ import stackllm
 from stackllm.errors import (
     DataError,
     MissingInputError,
-    StackllmError,
     UsageError,
     did_you_mean,
-    first_line,
 )
 from stackllm.rating.question import main_column, read_asked
-from stackllm.recipes.files import load_file
+from stackllm.recipes.files import calling, load_file
 from stackllm.store.digest import file_digest
 
 ENCODER_BLOCK = "encoder"
@@ -99,9 +97,7 @@ def find_recipes(
     """
     paths = _find_paths(extra, ask)
     recipes = {
-        block: Recipe(
-            block, path, () if path.suffix == ".toml" else tuple(getattr(_load(path), "NEEDS", ()))
-        )
+        block: Recipe(block, path, () if path.suffix == ".toml" else _needs(path))
         for block, path in paths.items()
     }
     for recipe in recipes.values():
@@ -187,7 +183,7 @@ def run_recipes(
     Raises
     ------
     DataError
-        If a recipe returns other rows than it got, or something that is no number.
+        If a recipe fails, or returns other rows than it got, or something that is no number.
     """
     base = rows.select("group_id", "question", "response").with_row_index("row_id")
     blocks = {ENCODER_BLOCK: encoder.rename(lambda name: f"{ENCODER_BLOCK}_{name}")}
@@ -214,35 +210,36 @@ def run_recipes(
 
 def _built(recipe: Recipe, frame: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
     """What a recipe makes of a frame, once it is as it must be."""
-    try:
-        built = _load(recipe.path).build(frame)
-    except StackllmError:
-        raise
-    except Exception as error:  # whatever a user's file does wrong
-        raise DataError(
-            f"{recipe.path}: build() failed ({type(error).__name__}: {first_line(error)}). Mend the file."
-        ) from error
+    build = _load(recipe.path).build
+    with calling(f"{recipe.path}: build()", recipe.path):
+        built = build(frame)
+        if not isinstance(built, pl.DataFrame) or "row_id" not in built.columns:
+            raise DataError(
+                f'{recipe.path}: build() must return a polars frame with a column "row_id".'
+            )
+        aligned = base.select("row_id").join(built, on="row_id", how="left", maintain_order="left")
+        if built.height != base.height or built["row_id"].n_unique() != base.height:
+            raise DataError(
+                f"{recipe.path}: build() got {base.height} rows and returned {built.height}. Return each row once."
+            )
+        columns = aligned.drop("row_id")
+        wrong = [
+            name
+            for name, dtype in columns.schema.items()
+            if not (dtype.is_numeric() or dtype == pl.Boolean)
+        ]
+        if wrong:
+            raise DataError(
+                f'{recipe.path}: column "{wrong[0]}" is {columns.schema[wrong[0]]}, not a number.'
+            )
+        return columns.cast(pl.Float64).rename(lambda name: f"{recipe.block}_{name}")
 
-    if not isinstance(built, pl.DataFrame) or "row_id" not in built.columns:
-        raise DataError(
-            f'{recipe.path}: build() must return a polars frame with a column "row_id".'
-        )
-    aligned = base.select("row_id").join(built, on="row_id", how="left", maintain_order="left")
-    if built.height != base.height or built["row_id"].n_unique() != base.height:
-        raise DataError(
-            f"{recipe.path}: build() got {base.height} rows and returned {built.height}. Return each row once."
-        )
-    columns = aligned.drop("row_id")
-    wrong = [
-        name
-        for name, dtype in columns.schema.items()
-        if not (dtype.is_numeric() or dtype == pl.Boolean)
-    ]
-    if wrong:
-        raise DataError(
-            f'{recipe.path}: column "{wrong[0]}" is {columns.schema[wrong[0]]}, not a number.'
-        )
-    return columns.cast(pl.Float64).rename(lambda name: f"{recipe.block}_{name}")
+
+def _needs(path: Path) -> tuple[str, ...]:
+    needs = getattr(_load(path), "NEEDS", ())
+    if isinstance(needs, str) or not all(isinstance(need, str) for need in needs):
+        raise UsageError(f'{path}: NEEDS lists names of blocks, such as ("text", "encoder").')
+    return tuple(needs)
 
 
 def _load(path: Path) -> ModuleType:

@@ -79,7 +79,7 @@ def id_column(
     """
     rest = [name for name in frame.columns if name not in set(beside)]
     if wanted is not None and rows is None:
-        return find_column(path, rest, wanted, "ids")
+        return find_column(path, frame.columns, wanted, "ids")
     first = [wanted, rows.ids.name if rows else None]
     names = list(dict.fromkeys([*filter(None, first), *ID_NAMES]))
     usual = usual_column(path, rest, names, "ids")
@@ -93,7 +93,7 @@ def id_column(
             "it holds the ids; else remove it, and rows count from 0."
         )
     if wanted is not None:
-        find_column(path, rest, wanted, "ids")
+        return find_column(path, frame.columns, wanted, "ids")
     return None
 
 

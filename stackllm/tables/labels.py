@@ -19,6 +19,7 @@ from stackllm.tables.submission import plain_digits, suffixes
 
 LABEL_NAMES = ("target", "label", "class", "y")
 
+NAME_IT = ", or name it with the setting target"
 AS_CALLED = "Write labels as the classes are called."
 
 
@@ -48,6 +49,7 @@ def read_truth(
     id_name: str | None = None,
     how: str | None = None,
     advice: str = AS_CALLED,
+    named: str = NAME_IT,
     read: Read = read_frame,
 ) -> Truth:
     """Class index of each row, from a table with ids and labels.
@@ -69,6 +71,8 @@ def read_truth(
         The id column, as in :func:`~stackllm.tables.ids.id_column`.
     how, advice
         How labels name classes, as in :func:`read_labels`.
+    named
+        What to do besides renaming a column of labels that cannot be told.
     read
         Reads the table.
 
@@ -78,7 +82,7 @@ def read_truth(
         With the file, column and first row that is wrong.
     """
     frame = read(path)
-    column = label_column(path, frame.columns, target, usual, (id_name, rows.ids.name))
+    column = label_column(path, frame.columns, target, usual, (id_name, rows.ids.name), named)
     check_text(path, frame, [column])
     # all labels are read before rows are matched, so that a message counts rows as the file does
     labels = read_labels(path, frame[column], classes, how, advice)
@@ -92,6 +96,7 @@ def label_column(
     wanted: str | None,
     usual: Sequence[str] = LABEL_NAMES,
     ids: Sequence[str | None] = (),
+    named: str = NAME_IT,
 ) -> str:
     """The column of labels, as in :func:`read_truth`.
 
@@ -110,7 +115,7 @@ def label_column(
         return rest[0]
     raise DataError(
         f"{path}: no column is named like a label. {did_you_mean(usual[0], header)} "
-        f'Call the column that holds the labels "{usual[0]}", or name it with the setting target.'
+        f'Call the column that holds the labels "{usual[0]}"{named}.'
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import write_table
 from helpers import digests, stackllm
 
-from stackllm.errors import MissingInputError, StackllmError, UsageError
+from stackllm.errors import DataError, MissingInputError, StackllmError, StorageError, UsageError
 from stackllm.members.own import OwnParams, own_kind, predict
 
 SOURCE = """
@@ -155,5 +155,109 @@ def test_weights_and_missing_classes(contest, tmp_path, monkeypatch):
     probabilities = predict(inputs, np.arange(20), tmp_path)
     assert probabilities.argmax(axis=1).tolist() == [row % 2 for row in range(20)]
     assert (probabilities[:, 2] == 0).all()
-    with pytest.raises(StackllmError, match="params are refused"):
+    with pytest.raises(StackllmError, match="making one with params"):
         kind.fit(inputs, targets, OwnParams(params={"neighbours": 1}), 0, tmp_path)
+
+
+BAD = """
+import sys, threading
+import numpy as np
+from sklearn.base import BaseEstimator
+
+class Good(BaseEstimator):  # nothing ends in _: scikit-learn does not see that it is fitted
+    def fit(self, X, y):
+        print("printed by the user's class")
+        self.n = len(set(y))
+        return self
+    def predict_proba(self, X):
+        return np.full((len(X), self.n), 1 / self.n)
+
+class Saves(Good):
+    def save(self, folder): (folder / "n.txt").write_text(str(self.n))
+    @classmethod
+    def load(cls, folder):
+        loaded = cls()
+        loaded.n = int((folder / "n.txt").read_text())
+        return loaded
+
+class Making(Good):
+    def __init__(self): raise RuntimeError("no luck")
+class Fitting(Good):
+    def fit(self, X, y): raise RuntimeError("no luck")
+class Leaving(Good):
+    def fit(self, X, y): sys.exit(3)
+class Predicting(Good):
+    def predict_proba(self, X): return {}["key"]
+class Negative(Good):
+    def predict_proba(self, X): return super().predict_proba(X) - [1, 0, 0]
+class Doubled(Good):
+    def predict_proba(self, X): return super().predict_proba(X) * 2
+class Void(Good):
+    def predict_proba(self, X): return super().predict_proba(X) * np.nan
+class Short(Good):
+    def predict_proba(self, X): return super().predict_proba(X)[1:]
+class Anonymous(Good):
+    def fit(self, X, y): super().fit(X, y).rule = lambda: 1
+class Locked(Good):
+    def fit(self, X, y): super().fit(X, y).lock = threading.Lock()
+class Protocol:
+    def fit(self, inputs, targets, seed, folder): pass
+    def predict(self, inputs, rows, folder): return np.full((len(rows), 2), 1 / 2)
+class Failing(Protocol):
+    def fit(self, inputs, targets, seed, folder): raise RuntimeError("no luck")
+"""
+
+
+@pytest.fixture(scope="module")
+def trial(contest, tmp_path_factory):
+    """Fits a class of BAD on the contest's first rows, and predicts as many."""
+    from stackllm.crossfit.targets import Targets
+    from stackllm.members.inputs import load_inputs
+
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "bad.py").write_text(BAD)
+    inputs = load_inputs(contest[0] / "artifacts/run/inputs/table")
+    labels = np.arange(30) % 3
+    targets = Targets(np.arange(30), labels, np.ones(30), np.ones(30, bool), 3)
+
+    def run(name, place):
+        own_kind(f"{folder / 'bad.py'}:{name}").fit(inputs, targets, OwnParams(), 0, place)
+        return predict(inputs, np.arange(30), place)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["Good", "Saves"])
+def test_a_class_needs_no_more_than_fit_and_predict_proba(trial, tmp_path, name):
+    assert np.allclose(trial(name, tmp_path), 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("Making", UsageError, r"Making: making one .* failed \(RuntimeError: no luck, line 23"),
+        ("Fitting", DataError, r"Fitting.fit .* failed \(RuntimeError: no luck, line 25"),
+        ("Leaving", DataError, r"Leaving.fit .* failed \(SystemExit: 3, line 27"),
+        ("Predicting", DataError, r"Predicting.predict_proba failed \(KeyError: 'key', line 29"),
+        ("Negative", DataError, "30 of 30 rows that are no probabilities"),
+        ("Doubled", DataError, "30 of 30 rows that are no probabilities"),
+        ("Void", DataError, "30 of 30 rows that are no probabilities"),
+        ("Short", DataError, r"gave shape \(29, 3\) for 30 rows"),
+        ("Anonymous", StorageError, r"Give your class save\(folder\)"),
+        ("Locked", StorageError, r"Give your class save\(folder\)"),
+        ("Protocol", DataError, r"gave shape \(30, 2\) for 30 rows and 3 classes"),
+        ("Failing", DataError, r"Failing.fit failed \(RuntimeError: no luck, line 46"),
+    ],
+)
+def test_whatever_a_class_does_wrong_is_one_sentence(trial, tmp_path, name, error, said):
+    with pytest.raises(error, match=said):
+        trial(name, tmp_path)
+
+
+def test_what_a_class_prints_goes_to_the_file_of_libraries(trial, tmp_path, capfd):
+    from stackllm.engine.libraries import LOG, overheard
+
+    with overheard(tmp_path / LOG, "unit"):
+        trial("Good", tmp_path)
+    assert capfd.readouterr().out == ""
+    assert (tmp_path / LOG).read_text() == "unit: printed by the user's class\n"

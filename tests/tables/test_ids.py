@@ -158,3 +158,10 @@ def test_positions_are_whole_numbers():
         )[0].dtype
         == np.intp
     )
+
+
+def test_a_name_that_is_not_there_is_told_with_all_columns():
+    frame = pl.DataFrame({"id": ["1"], "Question": ["q"]})
+    with pytest.raises(DataError, match='There are: "id", "Question"'):
+        id_column(Path("t.csv"), frame, "nope", beside=["Question"])
+    assert id_column(Path("t.csv"), frame, "Question", beside=["Question"]) == "Question"
