@@ -12,6 +12,7 @@ import polars as pl
 from stackllm.crossfit.design import CrossFit, Design
 from stackllm.crossfit.folds import assign_folds, check_folds
 from stackllm.engine.local import Task
+from stackllm.errors import DataError
 from stackllm.members.external import read_external
 from stackllm.members.registry import check_tables
 from stackllm.recipes.loader import ENCODER_BLOCK, Recipe, find_recipes
@@ -131,7 +132,16 @@ def _deal(table: Table, settings: Settings) -> Design:
     labels = table.train["label"].to_numpy().astype(np.int64)
     folds = assign_folds(train, run.folds, run.seed)
     check_folds(folds, train, labels, len(table.classes))
-    parts = assign_folds(test, run.parts, run.seed)
+    n_groups = len(np.unique(test))
+    if n_groups >= run.parts:
+        parts = assign_folds(test, run.parts, run.seed)
+    elif settings.pseudo.rounds:
+        raise DataError(
+            f"{settings.data.test}: too few groups ({n_groups}) for {run.parts} parts, which pseudo-labels need. "
+            "Lower the setting parts (2 at least), or leave pseudo-labels out: set the setting rounds to 0."
+        )
+    else:  # nobody asks which part a row is in
+        parts = np.zeros(len(test), dtype=np.int32)
     codes = np.unique(np.concatenate([train, test]), return_inverse=True)[1]
     return Design(labels, folds, parts, codes, len(table.classes))
 

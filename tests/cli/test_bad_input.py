@@ -156,3 +156,13 @@ def test_sample_of_another_contest(contest):
     assert done.returncode == 65
     assert "3 class columns are not there" in done.stderr
     assert not list((contest / "artifacts").rglob("manifest.json"))  # said before any work
+
+
+def test_a_test_table_of_one_group(contest):
+    """Pseudo-labels need two parts; all else goes without, as the sentence says."""
+    lines = (contest / "test.csv").read_text().splitlines()
+    (contest / "test.csv").write_text("\n".join(lines[:2]) + "\n")
+    said = r"too few groups (1) for 2 parts, which pseudo-labels need. Lower --parts (2 at least)"
+    refused(contest, 65, said, "run", *PLAIN)
+    done = stackllm("run", "--rounds", "0", "--folds", "3", *PLAIN, cwd=contest)
+    assert done.returncode == 0, done.stderr
