@@ -28,7 +28,7 @@ demo: install
 	$(BIN)/stackllm optim artifacts/demo/submission_raw.csv --groups $(SAMPLE)/test.csv --truth $(SAMPLE)/solution.csv
 
 test: develop
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: develop
 	$(BIN)/ruff format --check .

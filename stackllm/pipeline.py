@@ -52,7 +52,7 @@ def run(
     StorageError, TrainingError, ServerError, BudgetError
         If a unit fails; finished units are kept, and the same call goes on.
     """
-    study = open_study(settings, workspace, truth)
+    study = open_study(settings, workspace, truth, _rounds(settings, until))
     with recorded(study):
         store_folds(study)
         return hand_out(study, *play(study, until))
@@ -62,7 +62,7 @@ def plan(
     settings: Settings, workspace: Workspace, *, until: Until = "pseudo", truth: Path | None = None
 ) -> Plan:
     """What :func:`run` would do, of all stages; the parameters and errors are the same, the workspace dry."""
-    study = open_study(settings, workspace, truth)
+    study = open_study(settings, workspace, truth, _rounds(settings, until))
     notes: list[str] = []
     units: dict[str, str] = {}
     for step in (store_folds, partial(_play_and_store, until=until)):
@@ -71,8 +71,7 @@ def plan(
         except PendingError as error:
             units |= error.units
             notes += [error.note] if error.note else []
-    rounds = settings.pseudo.rounds if until == "pseudo" else 0
-    return make_plan(study, rounds, until != "features", notes, units)
+    return make_plan(study, _rounds(settings, until), until != "features", notes, units)
 
 
 def _play_and_store(study: Study, until: Until) -> None:
@@ -90,8 +89,11 @@ def play(study: Study, until: Until) -> tuple[dict[str, Calibrated], list[Round]
     )  # fmt: skip
     if until == "features":
         return stage_one(study, inputs, study.design.first_fits())[1], []
-    rounds = play_rounds(study, inputs, settings.pseudo.rounds if until == "pseudo" else 0)
-    return {}, rounds
+    return {}, play_rounds(study, inputs, _rounds(settings, until))
+
+
+def _rounds(settings: Settings, until: Until) -> int:
+    return settings.pseudo.rounds if until == "pseudo" else 0
 
 
 def play_rounds(study: Study, inputs: StoredInputs, rounds: int) -> list[Round]:

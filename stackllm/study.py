@@ -62,7 +62,9 @@ class Study:
     workspace: Workspace
 
 
-def open_study(settings: Settings, workspace: Workspace, truth: Path | None = None) -> Study:
+def open_study(
+    settings: Settings, workspace: Workspace, truth: Path | None = None, rounds: int = 0
+) -> Study:
     """Read and check everything that the run is going to need, and deal folds and parts; no unit runs.
 
     Parameters
@@ -73,6 +75,8 @@ def open_study(settings: Settings, workspace: Workspace, truth: Path | None = No
         Where results are going to stand.
     truth
         Labels of the test rows, for scores only.
+    rounds
+        Rounds of pseudo-labels that are going to be played; they need a group for each part.
 
     Raises
     ------
@@ -90,7 +94,7 @@ def open_study(settings: Settings, workspace: Workspace, truth: Path | None = No
     labels = None
     if truth is not None:
         labels = read_scored(truth, table.test_rows(), table.classes, settings.data, workspace)
-    design = _deal(table, settings)
+    design = _deal(table, settings, rounds)
     external = _external(settings, table, design, workspace)
     return Study(settings, table, layout, recipes, design, external, labels, workspace)
 
@@ -126,7 +130,7 @@ def store_folds(study: Study) -> None:
     study.workspace.run.ensure("folds", [Task(unit, fill, here=True)])
 
 
-def _deal(table: Table, settings: Settings) -> Design:
+def _deal(table: Table, settings: Settings, rounds: int) -> Design:
     run = settings.run
     train, test = table.train["group_id"].to_numpy(), table.test["group_id"].to_numpy()
     labels = table.train["label"].to_numpy().astype(np.int64)
@@ -135,7 +139,7 @@ def _deal(table: Table, settings: Settings) -> Design:
     n_groups = len(np.unique(test))
     if n_groups >= run.parts:
         parts = assign_folds(test, run.parts, run.seed)
-    elif settings.pseudo.rounds:
+    elif rounds:
         raise DataError(
             f"{settings.data.test}: too few groups ({n_groups}) for {run.parts} parts, which pseudo-labels need. "
             "Lower the setting parts (2 at least), or leave pseudo-labels out: set the setting rounds to 0."

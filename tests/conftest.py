@@ -26,6 +26,19 @@ hypothesis.settings.load_profile("suite")
 VOICES = ("terse", "bullets", "shouting")
 
 
+SLOWEST = (
+    "test_clusters", "test_campaign", "test_ranks", "test_encoders", "test_recipe", "test_resuming",
+    "test_own", "test_decoder_run", "test_model", "test_local", "test_pools", "test_rater_pipeline",
+)  # fmt: skip
+"""Files that take longest: begun first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files first; within a file the order stays."""
+    place = {name: i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))
+
+
 def make_table(
     n_groups: int, seed: int = 0, signal: bool = True, first: int = 0
 ) -> list[tuple[str, str, int]]:

@@ -164,5 +164,6 @@ def test_a_test_table_of_one_group(contest):
     (contest / "test.csv").write_text("\n".join(lines[:2]) + "\n")
     said = r"too few groups (1) for 2 parts, which pseudo-labels need. Lower --parts (2 at least)"
     refused(contest, 65, said, "run", *PLAIN)
-    done = stackllm("run", "--rounds", "0", "--folds", "3", *PLAIN, cwd=contest)
-    assert done.returncode == 0, done.stderr
+    for command in (("run", "--rounds", "0"), ("stack",)):
+        done = stackllm(*command, "--folds", "3", *PLAIN, cwd=contest)
+        assert done.returncode == 0, done.stderr
