@@ -154,12 +154,6 @@ REFUSED = [
         TRAIN + "question 0,lonely,9\n",
     ),
     Bad("too few groups", 65, "cannot be split into 2 folds", HEADER + "q,a,0\nq,b,1\nq,c,2\n"),
-    Bad(
-        "one test group",
-        65,
-        "too few groups (1) for 2 parts",
-        test="".join(TEST.splitlines(True)[:4]),
-    ),
     Bad("an id twice", 65, "occur", test=TEST.replace("\n1,", "\n0,")),
     Bad("an id is empty", 65, "id", test=TEST.replace("\n1,", "\n,")),
     Bad("training id twice", 65, "occur", _IDS.replace("\n1,", "\n0,"), arguments=("--id", "id")),
