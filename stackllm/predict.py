@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stackllm.engine.libraries import LOG, overheard
 from stackllm.engine.local import Task
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.llm.backbone import choose_dtype
@@ -201,6 +202,7 @@ class Predicted:
 
 
 def predict_file(
+    model: Model,
     workspace: Workspace,
     path: Path,
     columns: Mapping[str, str] = MappingProxyType({}),
@@ -211,6 +213,8 @@ def predict_file(
 
     Parameters
     ----------
+    model
+        From :func:`open_model`.
     workspace
         The run's.
     path
@@ -227,14 +231,14 @@ def predict_file(
     MissingInputError, UsageError, DataError, StorageError
         With a sentence for the user.
     """
-    model = open_model(workspace.root)
     table = read_new(path, build(str(path), TableParams, columns, model.data, options=columns))
     workspace.reporter.tell(table.notes, table.warnings)
     rows = table.frame
     labels = None
     if truth is not None:  # read before hours of work
         labels = read_scored(truth, table.rows, model.classes, model.data, workspace)
-    probabilities = predict_new(model, rows, workspace, server)
+    with overheard(workspace.root / LOG, "predict"):  # a user's class may print
+        probabilities = predict_new(model, rows, workspace, server)
     names = [f"target_{name}" for name in model.classes]
     frame = pl.DataFrame(
         {table.rows.ids.name: rows["row_id"], **dict(zip(names, probabilities.T, strict=True))}

@@ -65,10 +65,11 @@ def predict(
     server = settings_of(config, max_requests=max_requests).server
     beside = new.parent / f"{new.stem}.predictions.csv"
     target = chosen_output(output, beside, options["as_json"], [new, truth])
-    with workspace_of(**options) as workspace:
-        from stackllm.predict import predict_file
+    from stackllm.predict import open_model, predict_file
 
-        predicted = predict_file(workspace, new, columns, truth, server)
+    model = open_model(options["artifacts"] / options["name"])  # before a folder is made for it
+    with workspace_of(**options) as workspace:
+        predicted = predict_file(model, workspace, new, columns, truth, server)
         if workspace.dry_run:
             click.echo(json.dumps({"would_run": {}}) if options["as_json"] else "nothing would run")
             return

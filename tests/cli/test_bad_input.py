@@ -129,6 +129,7 @@ def test_bad_recipes(contest):
 
 def test_predict_without_a_model(contest):
     refused(contest, 66, "there is no finished model here", "predict", "test.csv", "--quiet")
+    assert not (contest / "artifacts").exists()
 
 
 def test_a_locked_run_says_who_holds_it(contest):
