@@ -309,8 +309,9 @@ def _set_aside(study: Study) -> None:
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Settings that another result would come of, as they were; and whether the tables were others."""
     was, will = _flat(stored["settings"]), _flat(wanted["settings"])
-    names = sorted(name for name in was.keys() | will.keys() if was.get(name) != will.get(name))
-    changed = [f"{name} = {was.get(name)}" for name in names]
+    # a setting that another version knows and this one does not, or the other way, is no choice of the user's
+    names = sorted(name for name in was.keys() & will.keys() if was[name] != will[name])
+    changed = [f"{name} = {was[name]}" for name in names]
     tables = [sorted(record["inputs"].values()) for record in (stored, wanted)]
     return changed + (["other tables"] if tables[0] != tables[1] else [])
 
@@ -326,6 +327,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
             continue
         inner = values if isinstance(values, dict) else {"": values}
         flat |= {f"{section}.{name}".rstrip("."): value for name, value in inner.items()}
+        flat[f"{section} left out"] = values is None
     return {name: value for name, value in flat.items() if name not in _NO_DIFFERENCE}
 
 

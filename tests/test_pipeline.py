@@ -66,6 +66,15 @@ def test_another_seed_under_the_same_name_sets_aside_what_was_there(contest, cap
     assert "made before with run.seed = 0" in capsys.readouterr().err
     assert (root / "earlier" / "001" / "submission.csv").read_bytes() == before
     assert (root / "submission.csv").read_bytes() != before
+    record = json.loads((root / "run.json").read_text())
+    del record["settings"]["data"]["same_question"]  # as an older version leaves it
+    (root / "run.json").write_text(json.dumps(record))
+    play(contest, settings_for(contest, run=RunParams(folds=2, seed=1)), name="twice")
+    assert "made before" not in capsys.readouterr().err
+    record["settings"]["encoder"] = {"backbone": "smollm2"}
+    (root / "run.json").write_text(json.dumps(record))
+    play(contest, settings_for(contest, run=RunParams(folds=2, seed=1)), name="twice")
+    assert "made before with encoder left out = False" in capsys.readouterr().err
     runs = {run["name"]: run for run in read_runs(contest / "artifacts")}
     assert runs["twice/earlier/001"]["seed"] == 0
     assert runs["twice"]["seed"] == 1
