@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_is_interrupted(contest):
 
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_two_groups_in_each_fold_are_enough(tmp_path, rounds):
-    """The inner split that chooses the frozen head's penalty must never hold pseudo-labels alone."""
+    """Of every stage but the heads of frozen LLMs, whose penalty is tried in tests/members."""
     folder = write_table(tmp_path, 4, 6)
     members = [
         Member("lexical", "lexical", LexicalParams(views=("words",))),

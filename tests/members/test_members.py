@@ -97,6 +97,25 @@ def test_pseudo_labels_choose_no_setting(inputs, tmp_path, monkeypatch):
     assert scored == [{0, 1}] * len(FrozenParams().c)
 
 
+@pytest.mark.parametrize("n_given", [1, 2, 3])
+def test_a_penalty_is_chosen_on_given_labels_however_few(inputs, monkeypatch, n_given):
+    """A fifth of all groups may hold pseudo-labels alone; the split is of groups with given labels."""
+    judged = []
+    monkeypatch.setattr(
+        linear, "log_loss", lambda p, labels: judged.append(len(labels)) or log_loss(p, labels)
+    )
+    rows = np.arange(len(LABELS))
+    given = n_given > GROUPS
+    both = Targets(rows, LABELS, np.ones(len(rows)), given, N_CLASSES)
+    features = np.asarray(inputs.embedding)
+    for seed in range(10):
+        chosen = linear.choose_penalty(features, GROUPS, both, (1.0, 0.1), 50, seed)
+        assert chosen in (1.0, 0.1)
+        assert n_given > 1 or chosen == 0.1  # nothing to judge by: the strongest
+    assert set(judged) <= {N_CLASSES}  # one group at a time, and never none
+    assert len(judged) == (20 if n_given > 1 else 0)
+
+
 def test_a_weight_is_worth_as_many_copies(inputs, tmp_path):
     kind, params = KINDS["frozen"], FrozenParams(c=(0.1,))
     rows = np.arange(90)
