@@ -16,9 +16,9 @@ import polars as pl
 from stackllm.engine.libraries import LOG, overheard
 from stackllm.engine.local import Task
 from stackllm.errors import DataError, MissingInputError, UsageError
-from stackllm.llm.backbone import choose_dtype
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import UNKNOWN, revision_of
+from stackllm.llm.machine import choose_dtype
 from stackllm.members import own
 from stackllm.members.boosting import predict_boosting
 from stackllm.members.build import build_inputs

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.errors import StackllmError, first_line
+from stackllm.llm.machine import device
 
 _PATIENCE = timedelta(days=30)
 """How long others wait for rank 0, which may be busy with units of its own."""
@@ -40,7 +41,7 @@ def join() -> None:
     import torch
     from torch import distributed
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device().type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())))
     if not distributed.is_initialized():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.finetune.model import trained
+from stackllm.llm.machine import device
 from stackllm.store.records import read_json, write_json
 
 _WEIGHTS, _OPTIMISER, _RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
@@ -28,7 +29,7 @@ def save_state(trainer: Any, folder: Path) -> None:
     }
     save_file(_plain(moments), folder / _OPTIMISER)
     random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state()
     save_file(random, folder / _RANDOM)
     trainer.state.save_to_json(str(folder / _TRAINER))
@@ -76,7 +77,7 @@ def load_randomness(folder: Path) -> None:
 
     stored = load_file(folder / _RANDOM)
     torch.set_rng_state(stored["cpu"])
-    if "cuda" in stored and torch.cuda.is_available():
+    if "cuda" in stored and device().type == "cuda":
         torch.cuda.set_rng_state(stored["cuda"])
 
 

@@ -18,6 +18,7 @@ from stackllm.finetune import resume
 from stackllm.finetune.dataset import Examples, TrainingParams
 from stackllm.finetune.model import Batch, logits, of_head, trained
 from stackllm.finetune.sampler import Steps
+from stackllm.llm.machine import device
 
 
 def make_trainer(
@@ -196,7 +197,7 @@ def _arguments(
         logging_steps=1,
         report_to=list(params.report_to) if ranks.rank() == 0 else [],
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device().type == "cpu",
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
     )

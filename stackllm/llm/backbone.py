@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from stackllm.engine import ranks
 from stackllm.errors import MissingInputError, StorageError, UsageError, first_line
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of
+from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device
+from stackllm.llm.resident import resident
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Devices = Literal["one", "all"]
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 """The transformers class that makes a classifier of a backbone."""
-
-QUANTISED = ("int8", "nf4")
-"""Precisions of weights that bitsandbytes packs and computes with in another."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +49,6 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
 
 
-def choose_dtype(dtype: Precision) -> tuple[str, str]:
-    """The precision to load weights in, and why.
-
-    Parameters
-    ----------
-    dtype
-        ``"auto"`` looks at the machine; anything else is taken as it is.
-
-    Returns
-    -------
-    tuple[str, str]
-        The precision as torch names it, and the reason for the user to read.
-    """
-    if dtype != "auto":
-        return dtype, "asked for"
-    import torch
-
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported():
-            return "bfloat16", "the GPU computes in bfloat16"
-        return "float16", "the GPU has no bfloat16"
-    if _cpu_has_bfloat16():
-        return "bfloat16", "the CPU multiplies in bfloat16 (AVX512-BF16 or AMX)"
-    return "float32", "the CPU has no bfloat16 matrix product"
-
-
 def load_backbone(
     name: str = EMBEDDED, dtype: Dtype = "auto", echo: Callable[[str], None] = print
 ) -> Backbone:
@@ -90,7 +59,7 @@ def load_backbone(
     name
         ``"smollm2"`` for the embedded LLM, a folder with a transformers model, or a hub name.
     dtype
-        Precision of the weights; see :func:`choose_dtype`.
+        Precision of the weights; see :func:`~stackllm.llm.machine.choose_dtype`.
     echo
         Told each automatic choice with its reason.
 
@@ -109,17 +78,20 @@ def load_backbone(
     return Backbone(name, revision_of(name), chosen, model, tokenizer)
 
 
-@functools.lru_cache(maxsize=1)
 def frozen_model(
     name: str, precision: str, attention: Attention = "auto", devices: Devices = "one"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A frozen decoder LLM and its tokenizer, loaded once a process; see :func:`load_model`."""
-    model, tokenizer = load_model(
-        "AutoModelForCausalLM", name, precision, lambda _: None, attention, devices
-    )
-    model.requires_grad_(False)
-    model.eval()
-    return model, tokenizer
+    """A frozen decoder LLM and its tokenizer, the process's only model; see :func:`load_model`."""
+
+    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        model, tokenizer = load_model(
+            "AutoModelForCausalLM", name, precision, lambda _: None, attention, devices
+        )
+        model.requires_grad_(False)
+        model.eval()
+        return model, tokenizer
+
+    return resident(("frozen", name, precision, attention, devices), load)
 
 
 def load_model(
@@ -141,7 +113,7 @@ def load_model(
     name
         As for :func:`load_backbone`.
     precision
-        A :data:`Precision`, but not ``"auto"``: see :func:`choose_dtype`. ``"int8"`` and ``"nf4"``
+        A :data:`~stackllm.llm.machine.Precision`, but not ``"auto"``: see :func:`~stackllm.llm.machine.choose_dtype`. ``"int8"`` and ``"nf4"``
         quantise with bitsandbytes.
     attention
         How attention is computed; ``"auto"`` is what transformers takes for the model. Whatever is
@@ -170,7 +142,6 @@ def load_model(
     """
     location = prepare(name, echo)
     quiet_libraries()
-    import torch
     import transformers
 
     shared: dict[str, Any] = {"trust_remote_code": False}
@@ -185,8 +156,8 @@ def load_model(
         )
     if devices == "all":
         loading["device_map"] = "auto"
-    elif torch.cuda.is_available():
-        loading["device_map"] = {"": torch.cuda.current_device()}
+    elif device().type != "cpu":
+        loading["device_map"] = {"": device()}
     with _load_errors(name, kind):
         config = transformers.AutoConfig.from_pretrained(location, **shared, **options)
     tokenizer = _load_tokenizer(name, location, shared)
@@ -346,11 +317,6 @@ def keep_unpacked(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def compute_dtype(precision: str) -> str:
-    """The type that weights of a precision, not ``"auto"``, are computed in, as torch names it."""
-    return choose_dtype("auto")[0] if precision in QUANTISED else precision
-
-
 def weights_options(precision: str, unquantised: Sequence[str] = ()) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that give weights of that precision; see :func:`load_model`."""
     import torch
@@ -368,18 +334,3 @@ def weights_options(precision: str, unquantised: Sequence[str] = ()) -> dict[str
     }  # fmt: skip
     config = BitsAndBytesConfig(llm_int8_skip_modules=list(unquantised) or None, **bits[precision])
     return {"dtype": compute, "quantization_config": config}
-
-
-def use_one_thread() -> None:
-    """Compute on one thread, unless on a GPU: units get their parallelism from their fellows."""
-    import torch
-
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
-
-
-def _cpu_has_bfloat16() -> bool:
-    import torch
-
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)

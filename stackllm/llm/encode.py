@@ -11,9 +11,10 @@ import polars as pl
 from annotated_types import Len
 
 from stackllm.engine.local import Engine
-from stackllm.llm.backbone import Attention, Devices, Dtype, choose_dtype, load_config
+from stackllm.llm.backbone import Attention, Devices, load_config
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.locate import EMBEDDED, is_ready, revision_of
+from stackllm.llm.machine import Dtype, choose_dtype, gpus
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import PromptParams, longest, make_prompts
 from stackllm.llm.rows import RowCache, Text, Weights, texts_of
@@ -143,9 +144,7 @@ def read_texts(
 
     See :func:`~stackllm.llm.encoder.read_groups`.
     """
-    import torch
-
-    budget = params.batch_tokens or (16_384 if torch.cuda.is_available() else 1_024)
+    budget = params.batch_tokens or (16_384 if gpus() else 1_024)
     before_question, after_question, opening = _TEMPLATE
     shape = PromptParams(
         before_question=before_question,

@@ -18,8 +18,9 @@ import polars as pl
 
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError
-from stackllm.llm.backbone import Attention, Devices, frozen_model, use_one_thread
+from stackllm.llm.backbone import Attention, Devices, frozen_model
 from stackllm.llm.locate import prepare
+from stackllm.llm.machine import gpus, use_one_thread
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
@@ -227,9 +228,7 @@ def read_shard(
 
 def workers() -> int | None:
     """One process a GPU machine; on a CPU every worker holds a model of its own."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else None
+    return 1 if gpus() else None
 
 
 def plan_shards(rows: Sequence[tuple[str, Item]]) -> list[list[tuple[str, Any]]]:

@@ -21,11 +21,11 @@ from stackllm.llm.backbone import (
     Attention,
     Devices,
     check_length,
-    compute_dtype,
     load_config,
 )
 from stackllm.llm.layers import check_layers, count_layers, lower_layers, positions
 from stackllm.llm.locate import is_ready, revision_of
+from stackllm.llm.machine import compute_dtype
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, longest, make_prompts
 from stackllm.llm.reading import opened, read_ends

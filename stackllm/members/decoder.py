@@ -36,14 +36,11 @@ from stackllm.finetune.train import predict as predict_rows
 from stackllm.llm.backbone import (
     Attention,
     Devices,
-    Precision,
     check_length,
-    choose_dtype,
-    compute_dtype,
-    use_one_thread,
 )
 from stackllm.llm.layers import positions, upper_layers
 from stackllm.llm.locate import EMBEDDED, revision_of
+from stackllm.llm.machine import Precision, choose_dtype, compute_dtype, use_one_thread
 from stackllm.llm.prompts import PromptParams, make_prompts
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk

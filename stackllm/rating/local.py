@@ -18,8 +18,8 @@ from annotated_types import Len
 
 from stackllm.engine.local import Engine
 from stackllm.errors import UsageError
-from stackllm.llm.backbone import Dtype, choose_dtype
 from stackllm.llm.locate import EMBEDDED, revision_of
+from stackllm.llm.machine import Dtype, choose_dtype, gpus
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, longest
 from stackllm.llm.rows import RowCache, Weights
@@ -162,8 +162,6 @@ def rate_cases(
 
     Cases with the same question next to each other share its computation.
     """
-    import torch
-
     form = ChatForm.of(tokenizer)
     answers = [form.answer_ids(tokenizer, answer) for answer in asked.answers]
     for text, ids in zip(asked.answers, answers, strict=True):
@@ -172,7 +170,7 @@ def rate_cases(
                 f"{asked.block}: this LLM's tokenizer can't tell the answer \"{text}\" from the others."
             )
     empty = Case("", ("",) * (len(cases[0].responses)))
-    budget = params.batch_tokens or (32_768 if torch.cuda.is_available() else 1_024)
+    budget = params.batch_tokens or (32_768 if gpus() else 1_024)
 
     def scores(prompts: list[Prompt]) -> np.ndarray:
         return within_memory(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from stackllm import __version__
 from stackllm.errors import StackllmError
-from stackllm.llm.backbone import choose_dtype
 from stackllm.llm.locate import cache_folder, find_backbone
+from stackllm.llm.machine import choose_dtype, gpus
 from stackllm.recipes.loader import find_asked, find_recipes
 
 PACKAGES = (
@@ -35,17 +35,15 @@ def examine(backbone: str) -> dict[str, str]:
     backbone
         Name of the frozen LLM to look for.
     """
-    import torch
     from joblib import cpu_count
 
     dtype, reason = choose_dtype("auto")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "stackllm": __version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
         "cores": str(cpu_count()),
-        "gpu": gpu,
+        "gpu": ", ".join(gpu.name for gpu in gpus()) or "none",
         "precision": f"{dtype} ({reason})",
         f"backbone {backbone}": _outcome(lambda: find_backbone(backbone)),
         "recipes": _outcome(lambda: ", ".join(recipe.block for recipe in find_recipes())),

@@ -12,9 +12,11 @@ from stackllm.errors import MissingInputError, StorageError, UsageError
 from stackllm.llm import encode as module
 from stackllm.llm import locate as converting
 from stackllm.llm import rows as rows_module
-from stackllm.llm.backbone import choose_dtype, load_backbone
+from stackllm.llm.backbone import load_backbone
 from stackllm.llm.encode import EncoderParams, encode
 from stackllm.llm.locate import find_backbone
+from stackllm.llm.machine import choose_dtype
+from stackllm.llm.resident import release
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +167,12 @@ def test_attention_and_devices_change_no_number_beyond_rounding(backbone, tmp_pa
     for name, changes in (("plain", {}), ("other", setting)):
         engine = Engine(tmp_path / name, 1, Reporter(quiet=True))
         found.append(encode(rows, params(backbone, **changes), engine)[0])
-        rows_module.frozen_model.cache_clear()
+        release()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 def test_attention_that_is_not_installed_is_one_sentence(backbone, engine):
-    rows_module.frozen_model.cache_clear()
+    release()
     with pytest.raises(MissingInputError, match=r"[Ff]lash.*Install it, or take another attention"):
         encode(make_rows(2), params(backbone, attention="flash_attention_2"), engine)
 
