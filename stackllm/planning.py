@@ -149,7 +149,7 @@ def _implied(study: Study, rounds: int, stack: bool) -> Iterator[Stage]:
                         "trunk", None, None, texts.height, tokens, width and tokens * width * 2
                     )
             if units:
-                yield Stage(stage_label(of_gpu, number), units, units)
+                yield Stage(stage_label([of_gpu], number), units, units)
         if stack:
             n_columns = (3 * len(settings.members) + 3) * design.n_classes + 200
             n_bytes = design.n_folds * rows.height * n_columns * 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,10 @@ class Dask:
     def slots(self) -> int:
         """Number of workers now, at least 1: one that died may be on its way back."""
         return max(1, len(self._workers()))
+
+    def pick(self, tasks: Iterable[Task]) -> Task | None:
+        """The first of these units."""
+        return next(iter(tasks), None)
 
     def submit(self, root: Path, task: Task) -> _Handle:
         """Start a unit on a worker that has none."""

@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from stackllm.engine import libraries, ranks
+from stackllm.engine.devices import Wanted
 from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
 from stackllm.store.atomic import remove_abandoned, storage_errors
@@ -83,6 +84,9 @@ class Task:
         Run it in this process, because it holds what would be costly to send.
     together
         If there are several ranks (:mod:`stackllm.engine.ranks`), all of them compute it.
+    gpu
+        What it wants of the GPUs of its worker's machine, where that has any: ``"one"`` that no other
+        unit computes on meanwhile, or ``"all"`` of them. None for what a processor computes.
     """
 
     unit: Unit
@@ -90,6 +94,7 @@ class Task:
     args: tuple[Any, ...] = ()
     here: bool = False
     together: bool = False
+    gpu: Wanted | None = None
 
 
 class Pool(Protocol):
@@ -98,6 +103,9 @@ class Pool(Protocol):
     @property
     def slots(self) -> int:
         """How many units can run side by side."""
+
+    def pick(self, tasks: Iterable[Task]) -> Task | None:
+        """The first of these units for which a worker is free, with the GPUs that it wants."""
 
     def submit(self, root: Path, task: Task) -> Any:
         """Start a unit; gives a handle."""
@@ -149,7 +157,7 @@ class Engine:
     stand: dict[str, Path] = field(default_factory=dict)
     met: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def ensure(self, label: str, tasks: Sequence[Task], n_jobs: int | None = None) -> list[Path]:
+    def ensure(self, label: str, tasks: Sequence[Task]) -> list[Path]:
         """Run those tasks whose unit is not there, and give the folders of all.
 
         Parameters
@@ -157,9 +165,8 @@ class Engine:
         label
             What this work is called in progress lines.
         tasks
-            The tasks; the slowest first, if that is known.
-        n_jobs
-            Fewer workers than usual, for units that need much memory or a GPU.
+            The tasks; the slowest first, if that is known. Units of GPUs and of processors run side by
+            side, and those of GPUs go first.
 
         Returns
         -------
@@ -188,10 +195,10 @@ class Engine:
         missing = [task for task in tasks if task.unit in set(absent) - taken]
         if missing:
             known = read_timings(self.root)  # the slowest first, as far as that is known
-            missing.sort(key=lambda task: -known.get(task.unit.path, 0.0))
+            missing.sort(key=lambda task: (not task.gpu, -known.get(task.unit.path, 0.0)))
             notes = [notes_path(self.root, task.unit.path) for task in missing]
             with self.reporter.bar(label, len(missing), notes) as advance:
-                for task, seconds in self._results(label, missing, n_jobs or self.n_jobs):
+                for task, seconds in self._results(label, missing):
                     self._log_time(task.unit, seconds)
                     advance()
         return [task.unit.inside(self.root) for task in tasks]
@@ -238,7 +245,7 @@ class Engine:
             )
         return taken
 
-    def _results(self, label: str, tasks: list[Task], n_jobs: int) -> Iterator[tuple[Task, float]]:
+    def _results(self, label: str, tasks: list[Task]) -> Iterator[tuple[Task, float]]:
         for task in tasks:
             if self.pool is None or _stays(task):
                 if task.together:
@@ -246,18 +253,19 @@ class Engine:
                 yield task, run_task(self.root, task)
         away = [task for task in tasks if not _stays(task)]
         if self.pool and away:
-            yield from self._pooled(label, self.pool, away, min(n_jobs, self.n_jobs))
+            yield from self._pooled(label, self.pool, away)
 
-    def _pooled(
-        self, label: str, pool: Pool, tasks: list[Task], n_jobs: int
-    ) -> Iterator[tuple[Task, float]]:
+    def _pooled(self, label: str, pool: Pool, tasks: list[Task]) -> Iterator[tuple[Task, float]]:
         """Keep the workers busy; one that dies costs the one unit it had."""
-        waiting, running = deque(tasks), dict[Any, Task]()
+        waiting, running = list(tasks), dict[Any, Task]()
         deaths: Counter[str] = Counter()
         try:
             while waiting or running:
-                while waiting and len(running) < min(n_jobs, pool.slots):
-                    task = waiting.popleft()
+                while waiting and len(running) < min(self.n_jobs, pool.slots):
+                    task = pool.pick(waiting) or (None if running else waiting[0])
+                    if task is None:  # what still waits wants a GPU that is in use
+                        break
+                    waiting = [it for it in waiting if it is not task]
                     running[pool.submit(self.root, task)] = task
                 for handle in pool.wait(running.keys()):
                     task = running.pop(handle)

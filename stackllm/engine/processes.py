@@ -1,6 +1,8 @@
 """The pool of this machine: worker processes through joblib's loky, each with a unit of its own.
 
-One executor a worker, so that a worker that dies takes its one unit with it and nothing else.
+One executor a worker, so that a worker that dies takes its one unit with it and nothing else. A
+worker that computes on a GPU is bound to it for life, and all others see none, because CUDA looks
+once in a process's life at what it may use, and would keep memory of every GPU that it sees.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from stackllm.engine import devices
 from stackllm.engine.libraries import LOG, errors_to
 from stackllm.engine.local import Task, WorkerDiedError, run_task
 from stackllm.store.atomic import process_exists
@@ -30,32 +35,53 @@ _PARENT_SECONDS = 0.2
 """How soon a worker notices that the process it works for is gone."""
 
 
+@dataclass(eq=False)
+class _Worker:
+    """A process, the GPUs that it is bound to, and the bytes that it holds between units."""
+
+    executor: Any
+    gpus: tuple[str, ...]
+    held: int = 0
+
+    def end(self) -> None:
+        self.executor.shutdown(wait=False, kill_workers=True)
+
+
 class Processes:
     """Worker processes of this machine, started when first needed.
 
     Parameters
     ----------
     n_workers
-        Most of them; each computes on one thread.
+        Most of them at work; each computes on one thread.
     """
 
     def __init__(self, n_workers: int) -> None:
         self.slots = n_workers
-        self._idle: list[Any] = []
-        self._held: dict[Any, int] = {}
-        self._busy: dict[_Handle, Any] = {}
+        self._idle: list[_Worker] = []
+        self._busy: dict[_Handle, _Worker] = {}
+
+    def pick(self, tasks: Iterable[Task]) -> Task | None:
+        """The first of these units that no GPU has to be waited for."""
+        return next((task for task in tasks if self._room(task) is not None), None)
 
     def submit(self, root: Path, task: Task) -> _Handle:
         """Start a unit in an idle worker."""
         _start_trackers()
+        gpus = self._room(task) or ()
+        # one GPU is never held by two processes: a unit of all GPUs takes the place of others' workers
+        self._end_idle(lambda it: it.gpus != gpus and bool({*it.gpus} & {*gpus}))
         while True:
+            alike = [it for it in self._idle if it.gpus == gpus]
             try:
                 with _without_interrupts():  # a worker is started by the first unit that it gets
-                    worker = self._idle.pop() if self._idle else _start_worker()
-                    future: _Handle = worker.submit(_run, root, task)
+                    worker = alike[-1] if alike else _Worker(_start_executor(gpus), gpus)
+                    future: _Handle = worker.executor.submit(_run, root, task)
             except BrokenExecutor:  # it died while it had nothing to do
-                self._end(worker)
+                self._end_idle(worker.__eq__)
                 continue
+            if alike:
+                self._idle.remove(worker)
             self._busy[future] = worker
             return future
 
@@ -67,9 +93,9 @@ class Processes:
         """Seconds that an ended unit took."""
         worker = self._busy.pop(handle)
         try:
-            seconds, self._held[worker] = handle.result()
+            seconds, worker.held = handle.result()
         except BrokenExecutor as error:
-            self._end(worker)
+            worker.end()
             raise WorkerDiedError from error
         except BaseException:
             self._idle.append(worker)
@@ -80,21 +106,34 @@ class Processes:
     def drop(self, handles: Collection[_Handle]) -> None:
         """Kill the workers of these units; what was not published is made again by the next run."""
         for handle in handles:
-            self._end(self._busy.pop(handle))
+            self._busy.pop(handle).end()
         if not self._busy:  # a stage is over: what its workers have read, the next has no use for
-            for worker in [it for it in self._idle if self._held.get(it, 0) > _KEPT_BYTES]:
-                self._idle.remove(worker)
-                self._end(worker)
+            self._end_idle(lambda it: bool(it.gpus) or it.held > _KEPT_BYTES)
 
     def close(self) -> None:
         """Kill all workers."""
         self.drop(list(self._busy))
-        while self._idle:
-            self._end(self._idle.pop())
+        self._end_idle(lambda it: True)
 
-    def _end(self, worker: Any) -> None:
-        self._held.pop(worker, None)
-        worker.shutdown(wait=False, kill_workers=True)
+    @cached_property
+    def _gpus(self) -> tuple[str, ...]:
+        """Asked when the first unit wants one: most commands never do, and torch is slow to import."""
+        return devices.visible()
+
+    def _room(self, task: Task) -> tuple[str, ...] | None:
+        """The GPUs that a unit would get now; None if it has to wait for them."""
+        if not task.gpu:
+            return ()
+        in_use = {gpu for worker in self._busy.values() for gpu in worker.gpus}
+        free = tuple(gpu for gpu in self._gpus if gpu not in in_use)
+        if task.gpu == "all":
+            return None if in_use else free
+        return free[:1] if free or not self._gpus else None
+
+    def _end_idle(self, condition: Callable[[_Worker], bool]) -> None:
+        for worker in [it for it in self._idle if condition(it)]:
+            self._idle.remove(worker)
+            worker.end()
 
 
 def _start_trackers() -> None:
@@ -131,14 +170,15 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker() -> Any:
+def _start_executor(gpus: tuple[str, ...]) -> Any:
     from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
     return ProcessPoolExecutor(
         max_workers=1,
         initializer=_prepare_worker,
         initargs=(os.getpid(),),
-        env={"POLARS_MAX_THREADS": "1"},  # its pool is made at import and as wide as the machine
+        # polars' pool is made at import and as wide as the machine
+        env={"POLARS_MAX_THREADS": "1", devices.VARIABLE: ",".join(gpus)},
     )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,10 @@ class Ray:
     def slots(self) -> int:
         """Processors of the cluster."""
         return max(1, int(self._patiently(self._ray.cluster_resources).get("CPU", 1)))
+
+    def pick(self, tasks: Iterable[Task]) -> Task | None:
+        """The first of these units."""
+        return next(iter(tasks), None)
 
     def submit(self, root: Path, task: Task) -> Any:
         """Start a unit where there is room."""

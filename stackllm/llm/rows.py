@@ -20,7 +20,7 @@ from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError
 from stackllm.llm.backbone import Attention, Devices, frozen_model
 from stackllm.llm.locate import prepare
-from stackllm.llm.machine import gpus, use_one_thread
+from stackllm.llm.machine import use_one_thread
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
@@ -195,10 +195,13 @@ class RowCache:
             if not engine.dry_run:  # here and not in every worker at once
                 prepare(weights.backbone, engine.reporter.say)
         tasks = [
-            Task(self._unit([key for key, _ in shard]), read_shard, (shard, weights, read, args))
+            Task(
+                self._unit([key for key, _ in shard]), read_shard, (shard, weights, read, args),
+                gpu=weights.devices,
+            )
             for shard in reversed(shards)  # the longest texts first
-        ]
-        engine.ensure(label, tasks, n_jobs=workers())
+        ]  # fmt: skip
+        engine.ensure(label, tasks)
         known = self.known(engine.root) if tasks else known
         return Rows([known[key] for key in keys])
 
@@ -224,11 +227,6 @@ def read_shard(
     np.save(folder / "keys.npy", np.array([key.encode() for key, _ in shard]))
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-
-
-def workers() -> int | None:
-    """One process a GPU machine; on a CPU every worker holds a model of its own."""
-    return 1 if gpus() else None
 
 
 def plan_shards(rows: Sequence[tuple[str, Item]]) -> list[list[tuple[str, Any]]]:

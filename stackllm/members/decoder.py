@@ -163,6 +163,7 @@ def traits(params: DecoderParams) -> Traits:
         trunk=params.trunk,
         remark=params.remark,
         backbone=params.backbone,
+        devices=params.devices,
     )
 
 

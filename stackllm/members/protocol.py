@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stackllm.crossfit.targets import Targets
+from stackllm.engine.devices import Wanted
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.inputs import Inputs
 
@@ -41,6 +42,9 @@ class Traits:
         What a user should be told before it is fitted, if anything.
     backbone
         The LLM that its models stand on, if any: predicting needs the very weights.
+    devices
+        Does each of its models want ``"one"`` GPU for itself, or ``"all"``, where there are any? None
+        for what a processor fits, which sees no GPU.
     """
 
     params: Any
@@ -51,6 +55,7 @@ class Traits:
     trunk: TrunkParams | None = None
     remark: str = ""
     backbone: str | None = None
+    devices: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Kind:
     reads
         ``"texts"`` if it reads nothing but the texts, so that another recipe leaves it as it is.
     of_gpu
-        Does it want the GPU, where there is one, for itself?
+        Is it so slow without a GPU that its models are fitted first, and by all ranks together?
     """
 
     params: type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from stackllm.crossfit.design import CrossFit, Design, Fit
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError, TrainingError
-from stackllm.llm.rows import workers
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import StoredInputs
 from stackllm.members.inputs import load_inputs
@@ -55,17 +55,20 @@ def cross_fit_members(
     dict
         Predictions of each member by name, averaged over its seeds.
     """
+    models: dict[bool, list[Task]] = {}
     for of_gpu in (True, False):  # the slowest first
-        tasks = []
         for member in members:
             if kind_of(member.kind).of_gpu == of_gpu:
-                models = _tasks(member, fits, design, inputs, seed)
-                if engine.lacks(models):
+                tasks = _tasks(member, fits, design, inputs, seed)
+                if engine.lacks(tasks):
                     _prepare(member, engine, cache_trunk)
-                tasks += models
-        engine.ensure(
-            stage_label(of_gpu, fits[0].round), tasks, workers() if of_gpu and tasks else None
-        )
+                models.setdefault(of_gpu, []).extend(tasks)
+    number = fits[0].round
+    if engine.dry_run:  # a plan tells them apart
+        for of_gpu, tasks in models.items():
+            engine.ensure(stage_label([of_gpu], number), tasks)
+    else:  # side by side: what a processor fits need not wait for a GPU
+        engine.ensure(stage_label([*models], number), [*itertools.chain(*models.values())])
     return {
         member.name: gather(
             design,
@@ -85,9 +88,16 @@ def _prepare(member: Member, engine: Engine, cache_trunk: Callable[[TrunkParams]
         engine.reporter.say(traits.remark)
 
 
-def stage_label(of_gpu: bool, number: int) -> str:
-    """What the members of a round are called in progress lines."""
-    return f"{'decoders' if of_gpu else 'members'}, round {number}"
+def stage_label(of_gpu: Sequence[bool], number: int) -> str:
+    """What the members of a round are called in progress lines.
+
+    Examples
+    --------
+    >>> stage_label([True, False], 0)
+    'decoders and members, round 0'
+    """
+    names = ("decoders" if it else "members" for it in of_gpu)
+    return f"{' and '.join(names)}, round {number}"
 
 
 def _tasks(
@@ -106,6 +116,7 @@ def _tasks(
             fit_member,
             (member, place, inputs.folder, seed + place.seed),
             together=kind.of_gpu,
+            gpu=traits.devices,
         )
         for place in [*places_of(member, fits, design), *full_places(member, design)]
     ]  # fmt: skip

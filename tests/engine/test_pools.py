@@ -139,7 +139,7 @@ def test_ctrl_c_never_reaches_a_worker_while_it_starts():
     try:
         pool.submit(Path(), Task(make_unit("stage/x", 1), os.getpid))
         (worker,) = pool._busy.values()
-        (pid,) = worker._processes  # our own child's, from the moment that it is forked
+        (pid,) = worker.executor._processes  # our own child's, from the moment that it is forked
         blocked = Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0]
         assert int(blocked, 16) & 1 << signal.SIGINT - 1
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
