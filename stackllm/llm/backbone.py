@@ -198,21 +198,21 @@ def _load_tokenizer(name: str, location: str, options: dict[str, Any]) -> PreTra
         ) from error
 
 
-def load_skeleton(name: str) -> PreTrainedModel:
-    """A backbone as a classifier without its weights, to see how it is built.
+def load_skeleton(name: str, kind: str = CLASSIFIER) -> PreTrainedModel:
+    """A backbone as a model of a kind, by default a classifier, without its weights: to see how it is built.
 
     Raises
     ------
     MissingInputError, UsageError
         As for :func:`load_model`.
     """
-    config = _whole_config(name, lambda _: None, CLASSIFIER)
+    config = _whole_config(name, lambda _: None, kind)
     config.get_text_config().pad_token_id = 0  # what is stored may lie outside the embedding
     import torch
     import transformers
 
-    with _load_errors(name, CLASSIFIER), torch.device("meta"):
-        return getattr(transformers, CLASSIFIER).from_config(config, trust_remote_code=False)
+    with _load_errors(name, kind), torch.device("meta"):
+        return getattr(transformers, kind).from_config(config, trust_remote_code=False)
 
 
 def load_config(name: str, echo: Callable[[str], None] = print) -> PretrainedConfig:
