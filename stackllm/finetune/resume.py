@@ -36,6 +36,7 @@ def save_state(trainer: Any, folder: Path) -> None:
     settings = {
         "groups": optimiser["param_groups"],
         "schedule": trainer.lr_scheduler.state_dict(),
+        "scale": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else None,
     }
     write_json(folder / _SETTINGS, settings)
 
@@ -56,7 +57,7 @@ def load_weights(model: Any, folder: Path) -> None:
 
 
 def load_optimiser(trainer: Any, folder: Path) -> None:
-    """Give the optimiser its moments and rates, and the schedule its place."""
+    """Give the optimiser its moments and rates, and the schedule and the loss's scale their place."""
     from safetensors.torch import load_file
 
     settings = read_json(folder / _SETTINGS)
@@ -68,6 +69,8 @@ def load_optimiser(trainer: Any, folder: Path) -> None:
         group["betas"] = tuple(group["betas"])
     trainer.optimizer.load_state_dict({"state": state, "param_groups": settings["groups"]})
     trainer.lr_scheduler.load_state_dict(settings["schedule"])
+    if trainer.accelerator.scaler:
+        trainer.accelerator.scaler.load_state_dict(settings["scale"])
 
 
 def load_randomness(folder: Path) -> None:

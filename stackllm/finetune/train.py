@@ -52,7 +52,7 @@ def train(
     Raises
     ------
     TrainingError
-        If the loss is not finite.
+        If the loss is not finite, or gradients overflow float16 however little the loss is scaled up.
     StorageError
         If memory does not even hold one row per pass.
     """
@@ -78,6 +78,11 @@ def train(
             trainer.add_callback(stopping)
         trainer.add_callback(Saving(trainer, record, stopping))
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        if not trainer.optimizer.state:  # which its first step makes
+            raise TrainingError(
+                "gradients overflowed float16 at every step, so nothing was learnt. Take more steps (more epochs, "
+                'or a smaller batch_size), or set precision = "bfloat16" or "float32".'
+            )
         if not is_finite(model):
             raise TrainingError("weights are no numbers after the last step. Lower learning_rate.")
 

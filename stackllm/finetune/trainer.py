@@ -1,8 +1,14 @@
-"""transformers' Trainer for label probabilities, weights, steps of one size, and several processes."""
+"""transformers' Trainer for label probabilities, weights, steps of one size, and several processes.
+
+Weights in float16 get their loss scaled, as accelerate's mixed precision does on a GPU: small gradients
+would round to zero on their way through them. Of mixed precision it is that part only. Without autocast a
+model computes while it learns what it computes when it predicts, and a CPU does what a GPU does.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,6 +51,7 @@ def make_trainer(
         optimizers=(torch.optim.AdamW(_parameters(network, params)), None),
         callbacks=[Epochs(steps)],
     )
+    trainer.add_callback(Scale(trainer.accelerator))
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":
             trainer.remove_callback(callback)
@@ -84,8 +91,10 @@ class Rows(torch.utils.data.Dataset[tuple[int, float]]):  # type: ignore[misc]
         examples = self._examples
         chosen = np.array([row for row, _ in entries])
         shares = examples.weights[chosen] * np.array([share for _, share in entries])
+        batch = examples.collate(examples.rows[chosen])
         return {
-            "batch": examples.collate(examples.rows[chosen]),
+            "batch": batch,
+            "tokens": int(batch.mask.sum()),  # here: on a GPU it would be waited for
             "labels": torch.from_numpy(examples.labels[chosen].astype(np.float32)),
             "share": torch.from_numpy(shares.astype(np.float32)),
         }
@@ -107,7 +116,14 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, examples: Examples, steps: Steps, **options: Any) -> None:
         super().__init__(**options)
         self._rows, self._steps = Rows(examples), steps
+        self._losses: list[torch.Tensor] = []  # of the passes of a step
         self.loss_is_scaled_for_ga = True  # rows have their shares of the step
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Have the loss scaled where gradients pass through float16; accelerate would refuse a CPU."""
+        super().create_accelerator_and_postprocess()
+        if any(value.dtype == torch.float16 for value in self.model.parameters()):
+            self.accelerator.scaler = torch.amp.GradScaler(self.args.device.type)
 
     def get_train_dataloader(self) -> Any:
         """Passes in order."""
@@ -126,16 +142,34 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         scores = model(inputs["batch"])
         labels, share = (inputs[name].to(scores.device) for name in ("labels", "share"))
         losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
-        self.state.num_input_tokens_seen += int(inputs["batch"].mask.sum()) * ranks.size()
+        self.state.num_input_tokens_seen += inputs["tokens"] * ranks.size()
         # ranks' gradients are averaged, and the loss is the sum over all of them
         loss = (losses * share).sum() * ranks.size()
-        of_all = self.accelerator.reduce(loss.detach(), "mean")
-        if not torch.isfinite(of_all):
-            raise TrainingError(
-                f"the loss is {of_all.item()} at step {self.state.global_step + 1}. "
-                "Lower learning_rate, or take bfloat16 or float32 weights."
-            )
+        self._losses.append(loss.detach())
         return (loss, scores) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Once a step, before its weights change: is its loss a number, and of what loss are its gradients?"""
+        loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "mean")
+        self._losses.clear()
+        scaler = self.accelerator.scaler
+        if not torch.isfinite(loss):
+            way = 'precision = "bfloat16" or "float32"' if scaler else "float32 weights"
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}. "
+                f"Lower learning_rate, or take {way}."
+            )
+        if scaler:  # accelerate does so in its own mixed precision only
+            scaler.unscale_(self.optimizer.optimizer)
+        return super()._clip_grad_norm(model)
+
+    def log(self, logs: dict[str, Any], *args: Any, **options: Any) -> None:
+        """What is told of a step; of one that overflowed, and changed nothing, no length of gradients."""
+        if "loss" in logs and self.accelerator.scaler:
+            logs["loss_scale"] = self.accelerator.scaler.get_scale()
+            if self.accelerator.optimizer_step_was_skipped:
+                logs.pop("grad_norm")
+        super().log(logs, *args, **options)
 
     def _prepare_input(self, data: Any) -> Any:
         return (
@@ -165,6 +199,30 @@ class Epochs(TrainerCallback):  # type: ignore[misc]
         self._steps.epoch = int(state.epoch or 0)
 
 
+class Scale(TrainerCallback):  # type: ignore[misc]
+    """Stops where gradients overflow float16 however little their loss is scaled up.
+
+    Parameters
+    ----------
+    accelerator
+        Scales the loss, and skips steps whose gradients overflowed.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After a step that may have been skipped, which halves the scale."""
+        if (
+            self._accelerator.optimizer_step_was_skipped
+            and self._accelerator.scaler.get_scale() < 1
+        ):
+            raise TrainingError(
+                f"gradients overflow float16 at step {state.global_step + 1}. Lower learning_rate, or set "
+                'precision = "bfloat16" or "float32".'
+            )
+
+
 def _parameters(network: Network, params: TrainingParams) -> list[dict[str, Any]]:
     """What the optimiser changes: the adapters at one rate, the head at another."""
     named = trained(network)
@@ -190,16 +248,20 @@ def _arguments(
         gradient_accumulation_steps=accumulation,
         lr_scheduler_type="cosine",
         warmup_steps=params.warmup,
-        max_grad_norm=params.max_grad_norm,
+        max_grad_norm=params.max_grad_norm or math.inf,  # the length is told all the same
         seed=seed,
         data_seed=seed,
         save_strategy="no",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it asks the GPU after every pass; we do after every step
         report_to=list(params.report_to) if ranks.rank() == 0 else [],
         disable_tqdm=True,
         use_cpu=device().type == "cpu",
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
+    )
+    arguments.mixed_precision = (
+        "no"  # whatever "accelerate launch" was told: numbers are the settings'
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
     return arguments

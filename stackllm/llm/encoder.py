@@ -59,10 +59,10 @@ def read_groups(
     pooled = np.empty((n_rows, len(layers), 2, hidden), dtype=np.float32)
     likelihood = np.empty((n_rows, len(LIKELIHOOD)), dtype=np.float32)
     for ends in read_ends(model, opened(prompts), budget, output_hidden_states=True):
-        states = [ends.of(ends.output.hidden_states[layer]) for layer in layers]
+        states = [ends.output.hidden_states[layer] for layer in layers]
         pooled[ends.rows] = _pool(states, ends.mask)
         likelihood[ends.rows] = _likelihood(
-            model, ends.of(ends.output.last_hidden_state), ends.ids, ends.mask
+            model, ends.output.last_hidden_state, ends.ids, ends.mask
         )
     return pooled, likelihood
 

@@ -80,7 +80,6 @@ class Weights:
     precision: str
     attention: Attention = "auto"
     devices: Devices = "one"
-    without_top: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def read_shard(
 ) -> None:
     """Read the items of a shard and write ``keys`` and whatever arrays the reader gives."""
     model, tokenizer = frozen_model(
-        weights.backbone, weights.precision, weights.attention, weights.devices, weights.without_top
+        weights.backbone, weights.precision, weights.attention, weights.devices
     )
     use_one_thread()
     arrays = read(model, tokenizer, [item for _, item in shard], *args)
