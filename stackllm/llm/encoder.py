@@ -6,10 +6,13 @@ response is read on top of them (:mod:`stackllm.llm.reading`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stackllm.llm.layers import layers_of
 from stackllm.llm.prompts import Prompt
 from stackllm.llm.reading import opened, read_ends
 from stackllm.llm.vocabulary import score_tokens
@@ -42,71 +45,95 @@ def read_groups(
     prompts
         The groups.
     layers
-        Which hidden states to pool: 0 is the embedding, ``n`` the output of the n-th block.
+        Which layers to pool, counted from 1: ``n`` is the output of the n-th block, and that of the
+        last one what the head reads, its normalisation included.
     budget
         Most tokens of a batch of responses.
 
     Returns
     -------
     pooled
-        float32 ``(n_rows, n_layers, 2, hidden)``: the mean over the response's tokens and its last
-        real token. For an empty response both are the last token of the question.
+        float32 ``(n_rows, n_layers, hidden)``: the mean over the response's tokens; for an empty
+        response the last token of the question.
     likelihood
         float32 ``(n_rows, len(LIKELIHOOD))``; NaN for an empty response.
     """
-    n_rows = sum(len(prompt.responses) for prompt in prompts)
-    hidden = model.config.get_text_config().hidden_size
-    pooled = np.empty((n_rows, len(layers), 2, hidden), dtype=np.float32)
-    likelihood = np.empty((n_rows, len(LIKELIHOOD)), dtype=np.float32)
-    for ends in read_ends(model, opened(prompts), budget, output_hidden_states=True):
-        states = [ends.output.hidden_states[layer] for layer in layers]
-        pooled[ends.rows] = _pool(states, ends.mask)
-        likelihood[ends.rows] = _likelihood(
-            model, ends.output.last_hidden_state, ends.ids, ends.mask
-        )
+    import torch
+
+    lengths = np.array([len(ids) for prompt in prompts for ids in prompt.responses])
+    rows: list[int] = []
+    means, scores = [], []
+    with _outputs_of(model, layers) as outputs:
+        for ends in read_ends(model, opened(prompts), budget):
+            last = ends.output.last_hidden_state
+            means.append(_pool([outputs.get(layer, last) for layer in layers], ends.mask))
+            outputs.clear()
+            scores.append(_likelihood(model, last, ends.ids, lengths[ends.rows]))
+            rows += ends.rows
+    back = np.argsort(rows)
+    # copied here only now: each copy waits for all that the device has been given to do
+    pooled, likelihood = (torch.cat(it).cpu().numpy()[back] for it in (means, scores))
     return pooled, likelihood
 
 
-def _pool(states: list[torch.Tensor], tail_mask: torch.Tensor) -> np.ndarray:
-    """Mean over response tokens and last real token of each layer, float32."""
+@contextmanager
+def _outputs_of(model: PreTrainedModel, layers: tuple[int, ...]) -> Iterator[dict[int, Any]]:
+    """Where every pass leaves the outputs of some layers, but for the last: the model gives that itself.
+
+    All layers' outputs, which transformers would give, are the largest thing in a GPU's memory after
+    the weights.
+    """
+    outputs: dict[int, Any] = {}
+    blocks = layers_of(model)[2]
+
+    def keep(layer: int) -> Any:
+        def hook(_: Any, args: Any, output: Any) -> None:
+            outputs[layer] = output[0] if isinstance(output, (tuple, list)) else output
+
+        return blocks[layer - 1].register_forward_hook(hook)
+
+    hooks = [keep(layer) for layer in set(layers) - {len(blocks)}]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pool(states: list[torch.Tensor], tail_mask: torch.Tensor) -> torch.Tensor:
+    """Mean over response tokens of each layer, float32 ``(n_rows, n_layers, hidden)``."""
     import torch
 
     count = tail_mask.sum(1)  # question's last token included
     inside = tail_mask.clone()
     inside[:, 0] = (count == 1).long()  # an empty response pools the question's last token
     weight = inside.float() / inside.sum(1, keepdim=True)
-    rows = torch.arange(len(count), device=count.device)
-    pooled = torch.stack(
-        [
-            torch.stack(
-                [torch.einsum("rt,rth->rh", weight, state.float()), state[rows, count - 1].float()],
-                dim=1,
-            )
-            for state in states
-        ],
-        dim=1,
-    )  # (n_rows, n_layers, 2, hidden)
-    result: np.ndarray = pooled.cpu().numpy()
-    return result
+    means = [torch.einsum("rt,rth->rh", weight.to(state.device), state.float()) for state in states]
+    return torch.stack([mean.to(weight.device) for mean in means], dim=1)
 
 
 def _likelihood(
-    model: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
-) -> np.ndarray:
-    """Likelihood features of each row, float32 ``(n_rows, len(LIKELIHOOD))``."""
-    real = mask[:, 1:].bool()  # (n_rows, n_response)
-    before, target = hidden[:, :-1][real], ids[:, 1:][real]  # (n_tokens, hidden), (n_tokens,)
-    scores = score_tokens(model, before, target).cpu().numpy()
-    result = np.full((len(mask), len(LIKELIHOOD)), np.nan, dtype=np.float32)
-    counts = real.sum(1).cpu().numpy()
-    for row, tokens in enumerate(np.split(scores, np.cumsum(counts)[:-1])):
-        if len(tokens):
-            logprob, entropy, rank = tokens.T
-            result[row] = [
-                logprob.mean(),
-                logprob.std(),
-                logprob.min(),
-                entropy.mean(),
-                *((rank < top).mean() for top in (1, 10, 100)),
-            ]
-    return result
+    model: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor, lengths: np.ndarray
+) -> torch.Tensor:
+    """Likelihood features of each row, float32 ``(n_rows, len(LIKELIHOOD))``.
+
+    ``lengths`` of the responses, which ``hidden`` and ``ids`` have one place more for, are known here:
+    to ask the device which places are real would wait for it.
+    """
+    import torch
+
+    real = np.arange(ids.shape[1]) < lengths[:, None]  # (n_rows, width): a token comes after it
+    places = torch.from_numpy(np.flatnonzero(real))
+    before = hidden.flatten(0, 1)[places.to(hidden.device)]  # (n_tokens, hidden)
+    places, count = places.to(ids.device), torch.from_numpy(lengths).to(ids.device)
+    scores = score_tokens(model, before, ids.flatten()[places + 1]).to(ids.device)
+    table = scores.new_zeros((ids.numel(), 3))
+    table[places] = scores
+    logprob, entropy, rank = table.view(*ids.shape, 3).unbind(-1)  # (n_rows, width) each
+    inside = torch.from_numpy(real).to(ids.device)
+    mean = logprob.sum(1) / count  # of no tokens NaN
+    deviation = (((logprob - mean[:, None]) * inside) ** 2).sum(1) / count
+    least = torch.where(inside, logprob, torch.inf).amin(1)
+    shares = [((rank < top) & inside).sum(1) / count for top in (1, 10, 100)]
+    features = [mean, deviation.sqrt(), least, entropy.sum(1) / count, *shares]
+    return torch.stack(features, dim=1).where((count > 0)[:, None], torch.nan)

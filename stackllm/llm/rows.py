@@ -94,19 +94,31 @@ class Rows:
 
     places: Sequence[tuple[Path, int]]
 
-    def take(self, name: str) -> np.ndarray:
-        """The rows of an array that every shard holds, ``(n_rows, …)``; one shard open at a time."""
+    def take(self, name: str, path: Path | None = None) -> np.ndarray:
+        """The rows of an array that every shard holds, ``(n_rows, …)``; one shard open at a time.
+
+        Shards may hold it in different precisions: it is given in one that suits all. With ``path``
+        it is a file there, written shard by shard, for what memory is not to hold at once.
+        """
         wanted: dict[Path, list[tuple[int, int]]] = {}
         for row, (shard, place) in enumerate(self.places):
             wanted.setdefault(shard, []).append((row, place))
-        taken = np.empty(0)
+        stored = [(_open(shard, name).shape[1:], _open(shard, name).dtype) for shard in wanted]
+        shape = (len(self.places), *(stored[0][0] if stored else ()))
+        dtype = np.result_type(*{dtype for _, dtype in stored}) if stored else np.dtype(float)
+        taken = (
+            np.lib.format.open_memmap(path, "w+", dtype, shape) if path else np.empty(shape, dtype)
+        )
         for shard, pairs in wanted.items():
-            stored = np.load(shard / f"{name}.npy", allow_pickle=False)
-            if not len(taken):
-                taken = np.empty((len(self.places), *stored.shape[1:]), stored.dtype)
             rows, numbers = np.array(pairs).T
-            taken[rows] = stored[numbers]
+            taken[rows] = _open(shard, name)[numbers]
         return taken
+
+
+def _open(shard: Path, name: str) -> np.ndarray:
+    """An array of a shard, memory-mapped."""
+    array: np.ndarray = np.load(shard / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array
 
 
 @dataclass(frozen=True)

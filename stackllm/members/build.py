@@ -14,10 +14,10 @@ from stackllm.engine.local import Task
 from stackllm.llm.encode import EncoderParams, encode
 from stackllm.llm.trunk import TrunkParams, cache_trunk
 from stackllm.members.inputs import (
+    EMBEDDING,
     VIEWS,
-    Inputs,
+    save_blocks,
     save_counts,
-    save_inputs,
     save_texts,
     save_trunk,
     trunk_folder,
@@ -31,7 +31,7 @@ from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
 from stackllm.workspace import Workspace
 
-VERSION = 2
+VERSION = 3
 
 Keys = dict[Literal["inputs", "texts"], str]
 """Digests of what a member may read: all matrices, or nothing but the texts."""
@@ -87,18 +87,21 @@ def build_inputs(
     paths = [recipe.path for recipe in recipes if recipe.is_asked]
     asked = ask(paths, rows, rater or RaterParams(), server or ServerParams(), workspace.cache)
     if encoder:
-        embedding, likelihood, identity = encode(rows, encoder, workspace.cache)
+        read, likelihood, identity = encode(rows, encoder, workspace.cache)
     else:
-        embedding, likelihood, identity = np.zeros((rows.height, 0), np.float32), pl.DataFrame(), ""
+        read, likelihood, identity = None, pl.DataFrame(), ""
     answers = [(block, digest(columns)) for block, columns in sorted(asked.items())]
     unit = make_unit(
         f"inputs/{name}", VERSION, digest(rows), identity, recipes_digest(recipes), *answers
     )
 
     def fill(folder: Path) -> None:
-        blocks = run_recipes(recipes, rows, likelihood, asked)
         groups = np.unique(rows["group_id"].to_numpy(), return_inverse=True)[1]
-        save_inputs(folder, Inputs(groups, embedding, blocks.to_numpy(), tuple(blocks.columns), {}))
+        save_blocks(folder, groups, run_recipes(recipes, rows, likelihood, asked))
+        if read:  # as large as all the rest: never in memory as a whole
+            read.take("pooled", folder / EMBEDDING)
+        else:
+            np.save(folder / EMBEDDING, np.zeros((rows.height, 0), np.float32))
         for view in VIEWS:  # one at a time: each is as large as all the rest
             save_counts(folder, view, count_ngrams(rows["response"], view))
         save_texts(folder, rows)

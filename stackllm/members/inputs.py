@@ -19,6 +19,9 @@ View = Literal["words", "characters", "skeleton", "edges"]
 VIEWS: tuple[str, ...] = get_args(View)
 """Names of the hashed n-gram matrices."""
 
+EMBEDDING = "embedding.npy"
+"""File in the folder of the inputs that holds the embedding."""
+
 _TEXTS, _TRUNK = "texts.parquet", "trunk.parquet"
 
 
@@ -31,7 +34,8 @@ class Inputs:
     groups
         Number of each row's group, int ``(n_rows,)``.
     embedding
-        Mean-pooled layers side by side, float32 ``(n_rows, n_layers * hidden)``.
+        Mean-pooled layers side by side, float16 or float32 ``(n_rows, n_layers * hidden)``. Compute
+        with it in float32.
     blocks
         Recipe columns, float64 ``(n_rows, n_columns)``.
     names
@@ -57,11 +61,16 @@ def categorical(names: Sequence[str]) -> list[int]:
 
 def save_inputs(folder: Path, inputs: Inputs) -> None:
     """Write inputs as ``.npy`` and Parquet files into ``folder``."""
-    np.save(folder / "groups.npy", inputs.groups)
-    np.save(folder / "embedding.npy", inputs.embedding)
-    pl.DataFrame(inputs.blocks, schema=list(inputs.names)).write_parquet(folder / "blocks.parquet")
+    np.save(folder / EMBEDDING, inputs.embedding)
+    save_blocks(folder, inputs.groups, pl.DataFrame(inputs.blocks, schema=list(inputs.names)))
     for view, matrix in inputs.counts.items():
         save_counts(folder, view, matrix)
+
+
+def save_blocks(folder: Path, groups: np.ndarray, blocks: pl.DataFrame) -> None:
+    """Write each row's group number and recipe columns into ``folder``."""
+    np.save(folder / "groups.npy", groups)
+    blocks.write_parquet(folder / "blocks.parquet")
 
 
 def save_counts(folder: Path, view: str, matrix: csr_matrix) -> None:
@@ -90,7 +99,7 @@ def load_inputs(folder: Path) -> Inputs:
             counts[view] = csr_matrix((data, indices, indptr), shape=tuple(shape), copy=False)
         return Inputs(
             np.load(folder / "groups.npy", allow_pickle=False),
-            np.load(folder / "embedding.npy", mmap_mode="r", allow_pickle=False),
+            np.load(folder / EMBEDDING, mmap_mode="r", allow_pickle=False),
             blocks.to_numpy(),
             tuple(blocks.columns),
             counts,

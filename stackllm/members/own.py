@@ -204,7 +204,7 @@ def _features(inputs: Inputs, rows: np.ndarray, reads: str, fill: np.ndarray | N
         return read_texts(inputs)["response"].gather(rows).to_list()
     parts = {"features": [inputs.blocks], "embedding": [inputs.embedding]}
     chosen = parts.get(reads, [inputs.blocks, inputs.embedding])
-    X = np.hstack([part[rows] for part in chosen])
+    X = np.hstack([np.asarray(part[rows], np.result_type(part, np.float32)) for part in chosen])
     return X if fill is None else np.where(np.isnan(X), fill.astype(X.dtype), X)
 
 

@@ -13,7 +13,7 @@ from stackllm.llm import encode as module
 from stackllm.llm import locate as converting
 from stackllm.llm import rows as rows_module
 from stackllm.llm.backbone import load_backbone
-from stackllm.llm.encode import EncoderParams, encode
+from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import find_backbone
 from stackllm.llm.machine import choose_dtype
 from stackllm.llm.resident import release
@@ -41,6 +41,12 @@ def engine(tmp_path):
     return Engine(tmp_path, 1, Reporter(quiet=True))
 
 
+def encode(rows, params, engine):
+    """Pooled layers, likelihood and identity."""
+    read, likelihood, identity = module.encode(rows, params, engine)
+    return read.take("pooled"), likelihood, identity
+
+
 def shards(root):
     return sorted(path.parent for path in Path(root).glob("encoder/*/*/manifest.json"))
 
@@ -52,7 +58,7 @@ def params(backbone, **changes):
 def test_shapes_and_names(backbone, engine):
     embedding, likelihood, _ = encode(make_rows(4), params(backbone), engine)
     assert embedding.shape == (12, 3 * 32)
-    assert embedding.dtype == np.float32
+    assert embedding.dtype == np.float16
     assert likelihood.shape == (12, 7)
     assert (likelihood["rank1_share"] <= likelihood["rank10_share"]).all()
     assert (likelihood["logprob_min"] <= likelihood["logprob_mean"]).all()
@@ -142,7 +148,7 @@ def test_where_a_row_stands_does_not_matter(backbone, engine, tmp_path):
     first, _, _ = encode(rows, params(backbone), engine)
     other = Engine(tmp_path / "other", 1, Reporter(quiet=True))
     second, _, _ = encode(rows[order], params(backbone), other)
-    np.testing.assert_allclose(first[order], second, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(first[order], second, rtol=2e-3, atol=1e-5)
 
 
 def test_long_questions_are_cut_in_the_middle(backbone, engine):
@@ -168,7 +174,7 @@ def test_attention_and_devices_change_no_number_beyond_rounding(backbone, tmp_pa
         engine = Engine(tmp_path / name, 1, Reporter(quiet=True))
         found.append(encode(rows, params(backbone, **changes), engine)[0])
         release()
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-3, atol=1e-4)
 
 
 def test_attention_that_is_not_installed_is_one_sentence(backbone, engine):
@@ -194,7 +200,7 @@ def test_where_memory_runs_out_batches_get_smaller(backbone, tmp_path, monkeypat
     monkeypatch.setattr(module, "read_groups", small)
     found, other, _ = encode(rows, params(backbone), Engine(tmp_path / "b", 1))
     assert tried[0] > room >= tried[-1]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)  # float16
     np.testing.assert_allclose(other.to_numpy(), likelihood.to_numpy(), rtol=1e-3, atol=1e-4)
 
 

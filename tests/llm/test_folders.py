@@ -181,7 +181,8 @@ def test_a_gguf_file_is_a_backbone_by_itself_and_as_all_that_a_folder_holds(
     assert load_config(str(gguf)).num_hidden_layers == 2
     rows = pl.DataFrame({"group_id": ["g"] * 2, "question": ["Why?"] * 2, "response": ["a", "bc"]})
     params = EncoderParams(backbone=str(gguf), dtype="float32")
-    embedding, _, _ = encode(rows, params, Engine(tmp_path / "run", 1, Reporter(quiet=True)))
+    read, _, _ = encode(rows, params, Engine(tmp_path / "run", 1, Reporter(quiet=True)))
+    embedding = read.take("pooled")
     assert np.isfinite(embedding).all()
     assert embedding.shape == (2, 3 * 32)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stackllm.engine.local import Engine, PendingError
 from stackllm.engine.progress import Reporter
 from stackllm.llm import rows as module
-from stackllm.llm.rows import RowCache, Text, Weights, plan_shards
+from stackllm.llm.rows import RowCache, Rows, Text, Weights, plan_shards
 
 texts = st.lists(
     st.builds(Text, st.sampled_from("abcdefg"), st.text("xyz", max_size=5)), max_size=60
@@ -88,3 +88,25 @@ def test_a_dry_run_reads_nothing(small, tmp_path):
             [Text("q", "r")], dry, "label", "texts", small, measure, []
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@given(data=st.data())
+def test_shards_in_different_precision_make_one_matrix_in_memory_or_in_a_file(
+    data, tmp_path_factory
+):
+    root = tmp_path_factory.mktemp("shards")
+    kinds = data.draw(st.lists(st.sampled_from(["float16", "float32"]), min_size=1, max_size=4))
+    for number, kind in enumerate(kinds):
+        (root / f"{number}").mkdir()
+        values = np.arange(6).reshape(3, 2) / 7 + number
+        np.save(root / f"{number}" / "x.npy", values.astype(kind))
+    places = [(root / f"{n}", row) for n in range(len(kinds)) for row in range(3)]
+    chosen = data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=12))
+    taken = Rows(chosen).take("x")
+    expected = [np.load(shard / "x.npy")[row] for shard, row in chosen]
+    assert np.array_equal(taken, np.array(expected))
+    assert taken.dtype == np.result_type(*{row.dtype for row in expected})
+    Rows(chosen).take("x", root / "all.npy")
+    stored = np.load(root / "all.npy")
+    assert stored.dtype == taken.dtype
+    assert np.array_equal(stored, taken)

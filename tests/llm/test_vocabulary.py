@@ -140,6 +140,6 @@ def test_encoder_and_rater_read_a_model_that_nests_its_text_model(family):
         chosen = scores[len(prefix) - 1 : -1].gather(1, torch.tensor(ids)[:, None])
         np.testing.assert_allclose(likelihood[i, 0], chosen.mean(), rtol=1e-4, atol=1e-4)
         mean = whole.hidden_states[1][0, len(prefix) :].mean(0)
-        np.testing.assert_allclose(pooled[i, 0, 0], mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(pooled[i, 0], mean, rtol=1e-3, atol=1e-4)
         expected = [scores[-1, 3], longer[-2, 7] + longer[-1, 8]]
         np.testing.assert_allclose(answers[i], expected, rtol=1e-3, atol=1e-3)
