@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Len
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 Keep = Literal["head", "tail", "both"]
 Text = Annotated[str, Len(0, 100_000)]
+
+_CALL = 512
+"""Texts that a tokenizer is given in a call."""
 
 
 @dataclass(frozen=True)
@@ -131,40 +136,45 @@ def make_prompts(
     # a text that spells out "[SEP]" must not end there for a model that pools where it ends
     plainly = {"split_special_tokens": True} if closed else {}
 
-    def ids_of(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, **plainly).input_ids)
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        # many in a call, for calls cost time, but not all: what a call keeps of a text is far more than ids
+        calls = (texts[at : at + _CALL] for at in range(0, len(texts), _CALL))
+        encoded = (tokenizer(call, add_special_tokens=False, **plainly).input_ids for call in calls)
+        return [list(ids) for call in encoded for ids in call]
 
     if closed:
         opener, closer = special_ends(tokenizer)
     else:
         opener = [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
         closer = []
-    head = [*opener, *(ids_of(params.instruction) if params.instruction else [])]
-    head += ids_of(params.before_question)
     middle = params.before_answer.rstrip(" ")
     opening = params.before_answer[len(middle) :]  # a space belongs to the word that follows it
-    tail = ids_of(middle)
-    prompts: list[Prompt] = []
-    last = None
-    for question, response in rows:
-        if question != last:
-            shown = cut(ids_of(question), params.max_length_prompt, params.keep_prompt)
-            prompts.append(Prompt([*head, *shown, *tail], []))
-            if not prompts[-1].prefix:
-                raise UsageError(
-                    "an answer to an empty question has nothing in front of it. Set before_question or "
-                    "before_answer."
-                )
-            last = question
-        rest = params.max_length - len(prompts[-1].prefix) - len(closer)
-        room = min(params.max_length_answer, rest)
+    instruction, before, tail = ids_of([params.instruction, params.before_question, middle])
+    head = [*opener, *(instruction if params.instruction else []), *before]
+    groups = [(question, list(them)) for question, them in groupby(rows, key=itemgetter(0))]
+    prompts, rooms, texts = [], [], []
+    for (_, group), ids in zip(groups, ids_of([question for question, _ in groups]), strict=True):
+        prefix = [*head, *cut(ids, params.max_length_prompt, params.keep_prompt), *tail]
+        if not prefix:
+            raise UsageError(
+                "an answer to an empty question has nothing in front of it. Set before_question or "
+                "before_answer."
+            )
+        room = min(params.max_length_answer, params.max_length - len(prefix) - len(closer))
         if room < 1:
             raise UsageError(
                 f"max_length {params.max_length} leaves no room for an answer after a question of "
-                f"{len(prompts[-1].prefix)} tokens. Raise it or lower max_length_prompt."
+                f"{len(prefix)} tokens. Raise it or lower max_length_prompt."
             )
-        if params.keep_answer == "head":
-            response = response[: 16 * room]  # spares tokenising what is cut anyway
-        ids = ids_of(opening + response) if response else []
-        prompts[-1].responses.append(cut(ids, room, params.keep_answer) + closer)
+        prompts.append(Prompt(prefix, []))
+        rooms.append(room)
+        # of a text that keeps its head, characters beyond what is cut anyway are not tokenised
+        most = 16 * room if params.keep_answer == "head" else None
+        texts += [response[:most] for _, response in group]
+    # an empty response is no token, not even the opening's
+    encoded = iter(ids_of([opening + text for text in texts if text]))
+    answers = (next(encoded) if text else [] for text in texts)
+    for prompt, room, (_, group) in zip(prompts, rooms, groups, strict=True):
+        cuts = (cut(ids, room, params.keep_answer) for ids in islice(answers, len(group)))
+        prompt.responses.extend(ids + closer for ids in cuts)
     return prompts
