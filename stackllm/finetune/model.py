@@ -1,13 +1,18 @@
 """A language model as a classifier: LoRA on its layers and a head that is trained whole.
 
+A process loads a backbone once. Every training and every stored model gets it bare, with adapters and
+head of its own, so that what they compute does not depend on what was computed before.
+
 Layers below the first one that is trained give the same output for every fold, seed and epoch. So
-a decoder can start from their cached output (:mod:`stackllm.llm.trunk`): the lower layers are
-taken out while it trains and put back before it is saved, which makes it an ordinary PEFT adapter.
+a decoder can start from their cached output (:mod:`stackllm.llm.trunk`): the lower layers are not even
+loaded, and the others keep their numbers, which makes what is saved an ordinary PEFT adapter.
 Other models (:mod:`stackllm.finetune.structure`) read their texts whole and pool as they always do.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +29,9 @@ from stackllm.finetune.structure import (
     trained_copy,
 )
 from stackllm.llm.backbone import CLASSIFIER, Attention, Devices, load_model, quiet_libraries
-from stackllm.llm.layers import check_layers, plain
+from stackllm.llm.layers import check_layers, plain, without_lower
+from stackllm.llm.locate import revision_of
+from stackllm.llm.resident import resident
 from stackllm.parameters import Name, PartOf, check
 from stackllm.store.records import read_json, write_json
 
@@ -94,10 +101,26 @@ def new_classifier(
     seed: int,
     attention: Attention = "auto",
     devices: Devices = "one",
+    from_trunk: bool = False,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A backbone with fresh adapters on its top ``n_trained`` layers (None: on all), and a fresh head.
 
-    ``attention`` and ``devices`` are as for :func:`stackllm.llm.backbone.load_model`.
+    It takes the backbone away from the classifier that this process had before.
+
+    Parameters
+    ----------
+    backbone, precision, attention, devices
+        As for :func:`stackllm.llm.backbone.load_model`.
+    n_classes
+        How many scores it gives per text.
+    lora
+        Settings of the adapters.
+    n_trained
+        How many layers at the top get some.
+    seed
+        Of the weights that start at random.
+    from_trunk
+        Leave the other layers out: their output will be given.
 
     Returns
     -------
@@ -115,15 +138,16 @@ def new_classifier(
 
     made_of = structure_of(backbone)
     trained_layers = top_layers(backbone, made_of, n_trained)
+    n_layers = n_trained if from_trunk else None
+    model, tokenizer = _bare(backbone, precision, n_classes, made_of, attention, devices, n_layers)
     set_seed(seed)
-    model, tokenizer = _load(backbone, precision, n_classes, made_of, attention, devices)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=_targets(backbone, model, lora, trained_layers),
-        modules_to_save=[*head_names(model), *_new_in_body(backbone, model)],
+        modules_to_save=_draw_new_weights(backbone, model),
     )
     try:
         adapted = get_peft_model(model, config)
@@ -132,10 +156,6 @@ def new_classifier(
             f'backbone "{backbone}": [member.lora] target_modules {list(lora.target_modules)} cannot have '
             f"adapters ({first_line(error)})."
         ) from error
-    modules = dict(model.named_modules())
-    for name in config.modules_to_save:  # in half precision the steps of its rate would round away
-        if name in modules:
-            trained_copy(modules[name]).float()
     _match_dtypes(adapted)
     return adapted, tokenizer
 
@@ -163,31 +183,70 @@ def load_classifier(
     n_classes: int,
     attention: Attention = "auto",
     devices: Devices = "one",
+    n_layers: int | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """A classifier that :func:`save_classifier` wrote, ready to predict."""
+    """A classifier that :func:`save_classifier` wrote, ready to predict.
+
+    Parameters
+    ----------
+    folder
+        Where it stands.
+    backbone, precision, n_classes, attention, devices
+        As for :func:`new_classifier`.
+    n_layers
+        Leave out all but so many layers at the top: the others' output will be given.
+    """
     quiet_libraries()
     from peft import PeftModel
 
     made_of = structure_of(backbone)
-    model, tokenizer = _load(backbone, precision, n_classes, made_of, attention, devices)
+    model, tokenizer = _bare(backbone, precision, n_classes, made_of, attention, devices, n_layers)
     adapted = PeftModel.from_pretrained(model, folder)
     adapted.eval()
     _match_dtypes(adapted)
     return adapted, tokenizer
 
 
-def _load(
+def _bare(
     backbone: str,
     precision: str,
     n_classes: int,
     made_of: Structure,
     attention: Attention,
     devices: Devices,
+    n_layers: int | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_model(
-        CLASSIFIER, backbone, precision, lambda _: None, attention, devices, made_of.beside,
-        num_labels=n_classes,
-    )  # fmt: skip
+    """This process's copy of a backbone as it was loaded, whatever was done with it since."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+    from transformers import set_seed
+
+    trim = None if n_layers is None else functools.partial(without_lower, n_layers=n_layers)
+
+    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        set_seed(0)  # of what is drawn here, nothing depends on what came before
+        model, tokenizer = load_model(
+            CLASSIFIER, backbone, precision, lambda _: None, attention, devices, made_of.beside,
+            trim, num_labels=n_classes,
+        )  # fmt: skip
+        model.requires_grad_(False)
+        for name in _trained_whole(backbone, model):
+            model.get_submodule(
+                name
+            ).float()  # in half precision the steps of its rate would round away
+        return model, tokenizer
+
+    key = backbone, revision_of(backbone), precision, n_classes, attention, devices, n_layers
+    model, tokenizer = resident((CLASSIFIER, *key), load)
+    for name, module in list(model.named_modules()):  # of a training that failed half-way as well
+        if isinstance(module, BaseTunerLayer):
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            model.set_submodule(name, module.original_module)
+    vars(model).pop("peft_config", None)
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    return model.eval(), tokenizer
 
 
 def save_classifier(model: PeftModel, folder: Path) -> None:
@@ -241,9 +300,12 @@ def _last_states(inner: PreTrainedModel, batch: Batch) -> Tensor:
     import torch
 
     width = batch.mask.shape[1]
+    ids = batch.ids
+    if batch.states is not None:
+        inner.start.states = batch.states
+        ids = torch.zeros_like(batch.mask)
     hidden = inner.base_model(
-        input_ids=batch.ids,
-        inputs_embeds=batch.states,
+        input_ids=ids,
         attention_mask=batch.mask,
         position_ids=torch.arange(width, device=batch.mask.device)[None],
         use_cache=False,
@@ -298,14 +360,14 @@ def _in_a_list(model: PreTrainedModel, name: str) -> bool:
     return any(isinstance(model.get_submodule(path), torch.nn.ModuleList) for path in above)
 
 
-def _new_in_body(backbone: str, model: PreTrainedModel) -> list[str]:
-    """Modules of the body whose weights were not stored, such as BERT's pooler: they start at random.
+def _trained_whole(backbone: str, model: PreTrainedModel) -> list[str]:
+    """Modules that are trained and saved whole: the head, and what the body has but the weights lack.
 
-    So they have to be trained and saved, or each loading would draw others.
+    Such as BERT's pooler, which starts at random: another loading would draw others.
     """
-    heads = tuple(f"{name}." for name in head_names(model))
-    parameters = dict(model.named_parameters())
-    new = sorted(it for it in model.new_weights if it in parameters and not it.startswith(heads))
+    heads = head_names(model)
+    in_head = tuple(f"{name}." for name in heads)
+    new = sorted(it for it in _new_weights(model) if not it.startswith(in_head))
     layers = [name for name in new if _in_a_list(model, name.rpartition(".")[0])]
     if layers:
         raise UsageError(
@@ -313,7 +375,34 @@ def _new_in_body(backbone: str, model: PreTrainedModel) -> list[str]:
             "Give a folder whose weights are those of its config.json."
         )
     owners = {name.rpartition(".")[0] for name in new}
-    return sorted(it for it in owners if not any(True for _ in model.get_submodule(it).children()))
+    leaves = (it for it in owners if not any(True for _ in model.get_submodule(it).children()))
+    return [*heads, *sorted(leaves)]
+
+
+def _new_weights(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that were not stored."""
+    return {name for name, _ in model.named_parameters() if name in model.new_weights}
+
+
+def _draw_new_weights(backbone: str, model: PreTrainedModel) -> list[str]:
+    """Give every weight that was not stored a random start, and name the modules that are trained whole.
+
+    They are drawn on the CPU in float32, so that they are the same on every machine and in every
+    precision. Whatever the weights of the rest say, stays.
+    """
+    import torch
+
+    names, new = _trained_whole(backbone, model), _new_weights(model)
+    for name in names:
+        module = model.get_submodule(name)
+        fresh = copy.deepcopy(module).cpu().float()
+        with torch.no_grad():
+            for part in fresh.modules():
+                model._init_weights(part)
+            for key, value in module.named_parameters():
+                if f"{name}.{key}" in new:
+                    value.copy_(fresh.get_parameter(key))
+    return names
 
 
 def _match_dtypes(model: PeftModel) -> None:

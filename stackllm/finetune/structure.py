@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from stackllm.errors import MissingInputError, UsageError
 from stackllm.llm.backbone import load_skeleton
-from stackllm.llm.layers import plain
+from stackllm.llm.layers import goes_on_from_states, plain
 from stackllm.llm.locate import find_backbone, is_ready, revision_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class Structure:
     Parameters
     ----------
     reads_last_token
-        Is it a decoder, which can train from a cached trunk?
+        Is it a decoder?
+    goes_on_from_states
+        Is it one that can train from a cached trunk?
     layers
         Names of its layers from the lowest, such as ``("deberta.encoder.layer.0", …)``; empty if they are no
         plain list, as where layers share weights.
@@ -40,6 +42,7 @@ class Structure:
     """
 
     reads_last_token: bool
+    goes_on_from_states: bool
     layers: tuple[str, ...]
     beside: tuple[str, ...]
     pools_last_place: bool
@@ -57,14 +60,14 @@ def structure_of(backbone: str) -> Structure:
 
 
 def may_start_from_trunk(backbone: str) -> bool:
-    """Is a backbone a decoder, as far as that can be told without converting it or reaching the hub?
+    """Can a backbone train from a cached trunk, as far as that can be told without fetching or converting it?
 
     Where it cannot, whoever goes on to load it learns why.
     """
     if not is_ready(backbone) and not isinstance(find_backbone(backbone), str):
         return True  # the embedded LLM, not converted yet
     try:
-        return structure_of(backbone).reads_last_token
+        return structure_of(backbone).goes_on_from_states
     except MissingInputError:
         return True
 
@@ -91,6 +94,7 @@ def _structure(backbone: str, revision: str) -> Structure:
         )
     return Structure(
         reads_last_token(model),
+        reads_last_token(model) and goes_on_from_states(model),
         tuple(_layers(model)),
         tuple(beside),
         getattr(model.config, "summary_type", None) == "last",  # XLNet and what follows it

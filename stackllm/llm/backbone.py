@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stackllm.engine import ranks
 from stackllm.errors import MissingInputError, StorageError, UsageError, first_line
+from stackllm.llm.layers import without_upper
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device
 from stackllm.llm.resident import resident
@@ -79,19 +81,27 @@ def load_backbone(
 
 
 def frozen_model(
-    name: str, precision: str, attention: Attention = "auto", devices: Devices = "one"
+    name: str,
+    precision: str,
+    attention: Attention = "auto",
+    devices: Devices = "one",
+    without_top: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A frozen decoder LLM and its tokenizer, the process's only model; see :func:`load_model`."""
+    """A frozen decoder LLM and its tokenizer, the process's only model; see :func:`load_model`.
+
+    So many layers at the top are not loaded, nor what stands above them.
+    """
+    trim = functools.partial(without_upper, n_layers=without_top) if without_top else None
 
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model, tokenizer = load_model(
-            "AutoModelForCausalLM", name, precision, lambda _: None, attention, devices
+            "AutoModelForCausalLM", name, precision, lambda _: None, attention, devices, trim=trim
         )
         model.requires_grad_(False)
         model.eval()
         return model, tokenizer
 
-    return resident(("frozen", name, precision, attention, devices), load)
+    return resident(("frozen", name, precision, attention, devices, without_top), load)
 
 
 def load_model(
@@ -102,6 +112,7 @@ def load_model(
     attention: Attention = "auto",
     devices: Devices = "one",
     unquantised: Sequence[str] = (),
+    trim: Callable[[PreTrainedModel], None] | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer of a language model, on the GPU where there is one.
@@ -124,6 +135,8 @@ def load_model(
     unquantised
         Names of linear layers that ``"int8"`` and ``"nf4"`` leave as they are; none means those that
         transformers leaves.
+    trim
+        Takes out parts of the model before weights are read: those of the parts never are.
     options
         Further settings of the model's configuration.
 
@@ -165,13 +178,39 @@ def load_model(
     text.pad_token_id = _pad_token(text, tokenizer)  # before an embedding is made that looks at it
     tokenizer.pad_token_id = text.pad_token_id
     with _load_errors(name, kind):
-        model, account = getattr(transformers, kind).from_pretrained(
+        loader = getattr(transformers, kind)
+        if trim is not None:
+            loader, config = _trimmed(loader, config, trim)
+        model, account = loader.from_pretrained(
             location, config=config, use_safetensors=True, output_loading_info=True,
             **shared, **loading,
         )  # fmt: skip
+    if trim is not None:
+        model.__class__ = loader.__base__
     model.new_weights = frozenset(account["missing_keys"])
     keep_unpacked(model)
     return model, tokenizer
+
+
+def _trimmed(
+    auto: Any, config: PretrainedConfig, trim: Callable[[PreTrainedModel], None]
+) -> tuple[Any, PretrainedConfig]:
+    """The class of a configuration's models, which come without what ``trim`` takes out, and its configuration.
+
+    transformers reads no weight that a model has no place for, be it to convert, quantise or move it.
+    """
+    import torch
+
+    with torch.device("meta"):
+        skeleton = auto.from_config(config, trust_remote_code=False)
+    whole: Any = type(skeleton)
+
+    def begin(self: Any, *args: Any, **options: Any) -> None:
+        whole.__init__(self, *args, **options)
+        trim(self)
+
+    body = {"__init__": begin, "__module__": whole.__module__}
+    return type(whole.__name__, (whole,), body), skeleton.config
 
 
 def _pad_token(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -66,9 +66,9 @@ def read_groups(
     with _outputs_of(model, layers) as outputs:
         for ends in read_ends(model, opened(prompts), budget):
             last = ends.output.last_hidden_state
-            means.append(_pool([outputs.get(layer, last) for layer in layers], ends.mask))
+            means.append(_pool([ends.of(outputs.get(layer, last)) for layer in layers], ends.mask))
             outputs.clear()
-            scores.append(_likelihood(model, last, ends.ids, lengths[ends.rows]))
+            scores.append(_likelihood(model, ends.of(last), ends.ids, lengths[ends.rows]))
             rows += ends.rows
     back = np.argsort(rows)
     # copied here only now: each copy waits for all that the device has been given to do

@@ -6,11 +6,15 @@ careless batch costs.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stackllm.llm.families import Level, level_of
 from stackllm.llm.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -27,12 +31,13 @@ _SPLIT_COST = 1 / 4
 
 @dataclass(frozen=True)
 class Reading:
-    """What some rows have read so far: keys and values of every layer, and which of them are real.
+    """What some rows have read so far: the model's own cache of it, and which tokens were real.
 
     Parameters
     ----------
     cache
-        A transformers cache; None if nothing has been read.
+        What the model made to go on from: keys and values, and states of layers that are no attention;
+        None if nothing has been read.
     mask
         1 for real tokens, ``(n_rows, n_read)``; None if nothing has been read.
     """
@@ -41,21 +46,17 @@ class Reading:
     mask: torch.Tensor | None = None
 
     def copy(self, rows: list[int]) -> Reading:
-        """A reading of these rows, any of them as often as wanted, without what pads all of them."""
+        """A reading of these rows, any of them as often as wanted."""
         import torch
-        from transformers import DynamicCache
 
         if self.mask is None:
             return self
         index = torch.tensor(rows, device=self.mask.device)
-        cache = DynamicCache()
         with torch.inference_mode():
-            mask = self.mask[index]
-            start = int(mask.any(0).int().argmax())  # where the first row begins
-            for number, layer in enumerate(self.cache.layers):
-                keys, values = (states[index, :, start:] for states in (layer.keys, layer.values))
-                cache.update(keys, values, number)
-            return Reading(cache, mask[:, start:])
+            # tensors are no part of the copy: picking rows makes new ones
+            cache = deepcopy(self.cache, {id(it): it for it in _tensors(self.cache)})
+            cache.reorder_cache(index)
+            return Reading(cache, self.mask[index])
 
     def go_on(
         self, model: PreTrainedModel, ids: torch.Tensor, new: torch.Tensor, **options: Any
@@ -79,21 +80,47 @@ class Reading:
             The model's, without its head; hidden states are ``(n_rows, longest, hidden)``.
         """
         import torch
-        from transformers import DynamicCache
 
         before = ids.new_zeros((len(ids), 0)) if self.mask is None else self.mask
         mask = torch.cat([before, new], dim=1)
-        cache = DynamicCache() if self.cache is None else self.cache
+        body = model.base_model
+        known = _parameters(type(body).forward)
+        place = _CACHES[0] if _CACHES[0] in known else _CACHES[1]
+        given = {
+            "attention_mask": mask,
+            "position_ids": before.sum(1, keepdim=True) + (new.cumsum(1) - 1).clamp(min=0),
+            "use_cache": True,
+        }
+        if place == _CACHES[1]:  # without attention nothing looks back at what was masked before
+            given["attention_mask"] = new
+        given = {name: value for name, value in given.items() if name in known}
         with torch.inference_mode():
-            output = model.base_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=before.sum(1, keepdim=True) + (new.cumsum(1) - 1).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-                **options,
-            )
-        return Reading(cache, mask), output
+            output = body(input_ids=ids, **{**given, place: self.cache, **options})
+        return Reading(getattr(output, place, None), mask), output
+
+
+_CACHES = ("past_key_values", "cache_params")
+"""What models call their cache: with attention, and without."""
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    """What a model takes."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def _tensors(part: Any) -> Iterator[torch.Tensor]:
+    """All tensors of a cache, of its layers and of what they hold by name or number."""
+    import torch
+
+    if isinstance(part, torch.Tensor):
+        yield part
+    elif isinstance(part, dict):
+        yield from itertools.chain.from_iterable(map(_tensors, part.values()))
+    elif isinstance(part, list | tuple):
+        yield from itertools.chain.from_iterable(map(_tensors, part))
+    elif hasattr(part, "__dict__") and not isinstance(part, type):
+        yield from _tensors(vars(part))
 
 
 class Ends(NamedTuple):
@@ -106,11 +133,13 @@ class Ends(NamedTuple):
     rows
         Which ends, counted over all groups.
     reading
-        What these rows have read.
+        What these rows have read; empty where they were read without anything to go on from.
     output
-        The model's for the ends, padded on the right.
+        The model's for the pass in which the ends were read; see :meth:`of`.
     ids, mask
-        Token ids of the ends and which are real, ``(len(rows), longest)``.
+        Token ids of the ends and which are real, padded on the right, ``(len(rows), longest)``.
+    starts
+        Of each row, how many tokens were read in that pass before its end.
     """
 
     groups: list[int]
@@ -119,13 +148,29 @@ class Ends(NamedTuple):
     output: Any
     ids: torch.Tensor
     mask: torch.Tensor
+    starts: list[int]
+
+    def of(self, states: torch.Tensor) -> torch.Tensor:
+        """The ends' part ``(len(rows), longest, hidden)`` of what the pass made of its tokens."""
+        import torch
+
+        longest = self.ids.shape[1]
+        if not any(self.starts):
+            return states[:, :longest]
+        rows, starts = (
+            torch.tensor(it, device=states.device)[:, None]
+            for it in (range(len(self.rows)), self.starts)
+        )
+        places = starts + torch.arange(longest, device=states.device)
+        return states[rows, places.clamp(max=states.shape[1] - 1)]
 
 
 def read_ends(
     model: PreTrainedModel,
     prompts: list[Prompt],
     budget: int,
-    root: Reading | None = None,
+    root: Sequence[int] = (),
+    level: Level | None = None,
     **options: Any,
 ) -> Iterator[Ends]:
     """Read what each prompt's texts begin with once, and then their ends, all in batches of like length.
@@ -139,17 +184,29 @@ def read_ends(
     budget
         Most tokens of a batch, padding included, unless it is of a single text.
     root
-        A reading of one row that all of them go on from.
+        Token ids that stand before all of them.
+    level
+        How much rows share; None is what is right for the model.
     options
         Further arguments of the model when it reads ends.
     """
+    level = level or level_of(model)
     firsts = [0, *itertools.accumulate(len(prompt.responses) for prompt in prompts)]
-    heads = [prompt.prefix for prompt in prompts]
     cost = max(_BATCH_COST, _SHARE * budget)
-    for groups in like_length(list(map(len, heads)), budget, cost + _SPLIT_COST * budget):
-        begun = Reading() if root is None else root.copy([0] * len(groups))
+    if level in ("whole", "alone"):
+        yield from _read_whole(model, prompts, budget, cost, root, level, **options)
+        return
+    begun = Reading()
+    if root:
+        begun, _ = begun.go_on(model, *pad(model, [list(root)], left=True))
+    heads = [prompt.prefix for prompt in prompts]
+    lengths = list(map(len, heads))
+    most = cost + _SPLIT_COST * budget
+    cut = like_length if level == "shared" else equal_length
+    for groups in cut(lengths, budget, most):
+        head = begun.copy([0] * len(groups))
         if any(heads[g] for g in groups):
-            begun, _ = begun.go_on(model, *pad(model, [heads[g] for g in groups], left=True))
+            head, _ = head.go_on(model, *pad(model, [heads[g] for g in groups], left=True))
         members = [
             (place, firsts[g] + i, end)
             for place, g in enumerate(groups)
@@ -158,8 +215,35 @@ def read_ends(
         for batch in like_length([len(end) for *_, end in members], budget, cost):
             places, rows, ends = (list(it) for it in zip(*(members[i] for i in batch), strict=True))
             ids, mask = pad(model, ends, left=False)
-            reading, output = begun.copy(places).go_on(model, ids, mask, **options)
-            yield Ends(groups, rows, reading, output, ids, mask)
+            reading, output = head.copy(places).go_on(model, ids, mask, **options)
+            yield Ends(groups, rows, reading, output, ids, mask, [0] * len(rows))
+
+
+def _read_whole(
+    model: PreTrainedModel,
+    prompts: list[Prompt],
+    budget: int,
+    cost: float,
+    root: Sequence[int],
+    level: Level,
+    **options: Any,
+) -> Iterator[Ends]:
+    """Read every text from its first token on, in batches or alone."""
+    texts = [
+        (g, [*root, *prompt.prefix], end)
+        for g, prompt in enumerate(prompts)
+        for end in prompt.responses
+    ]
+    lengths = [len(head) + len(end) for _, head, end in texts]
+    batches = like_length(lengths, budget, cost)
+    for rows in batches if level == "whole" else [[row] for row in range(len(texts))]:
+        groups, heads, ends = zip(*(texts[row] for row in rows), strict=True)
+        whole = [[*head, *end] for head, end in zip(heads, ends, strict=True)]
+        ids, mask = pad(model, whole, left=False)
+        _, output = Reading().go_on(model, ids, mask, use_cache=False, **options)
+        ids, mask = pad(model, list(ends), left=False)
+        starts = list(map(len, heads))
+        yield Ends(sorted(set(groups)), rows, Reading(), output, ids, mask, starts)
 
 
 def opened(prompts: list[Prompt]) -> list[Prompt]:
@@ -228,4 +312,20 @@ def like_length(lengths: list[int], budget: int, cost: float) -> list[list[int]]
     while stop:
         batches.insert(0, order[starts[stop] : stop])
         stop = starts[stop]
+    return batches
+
+
+def equal_length(lengths: list[int], budget: int, cost: float) -> list[list[int]]:
+    """The same for rows that nothing may pad: those of one length side by side.
+
+    Examples
+    --------
+    >>> equal_length([3, 4, 3, 3], budget=6, cost=20)
+    [[0, 2], [3], [1]]
+    """
+    batches = []
+    for length in sorted(set(lengths)):
+        rows = [i for i, each in enumerate(lengths) if each == length]
+        most = max(1, budget // max(1, length))
+        batches += [rows[i : i + most] for i in range(0, len(rows), most)]
     return batches

@@ -80,6 +80,7 @@ class Weights:
     precision: str
     attention: Attention = "auto"
     devices: Devices = "one"
+    without_top: int = 0
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def read_shard(
 ) -> None:
     """Read the items of a shard and write ``keys`` and whatever arrays the reader gives."""
     model, tokenizer = frozen_model(
-        weights.backbone, weights.precision, weights.attention, weights.devices
+        weights.backbone, weights.precision, weights.attention, weights.devices, weights.without_top
     )
     use_one_thread()
     arrays = read(model, tokenizer, [item for _, item in shard], *args)

@@ -11,12 +11,13 @@ Biases of the LLM towards an answer whatever is shown are divided out, after Zha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stackllm.llm.families import level_of, window_of
 from stackllm.llm.prompts import Prompt
-from stackllm.llm.reading import Reading, pad, read_ends
+from stackllm.llm.reading import pad, read_ends
 from stackllm.llm.vocabulary import score_among
 
 if TYPE_CHECKING:
@@ -49,20 +50,6 @@ def score_answers(
     """
     import torch
 
-    rows = [[*prompt.prefix, *tail] for prompt in prompts for tail in prompt.responses]
-    window = getattr(model.config.get_text_config(), "sliding_window", None) or np.inf
-    widest = sum(
-        max(map(len, parts))
-        for parts in (
-            [prompt.prefix for prompt in prompts],
-            [tail for prompt in prompts for tail in prompt.responses],
-            answers,
-        )
-    )
-    if len(rows) > 1 and widest > window:
-        # A sliding window counts padding too, so such rows are read one by one.
-        alone = [score_answers(model, [Prompt([], [row])], answers, budget) for row in rows]
-        return np.concatenate(alone)
     paths = continuations(answers)
     with torch.inference_mode():
         last, later = _read(model, prompts, paths, budget)
@@ -172,26 +159,52 @@ def _read(
     The latter are ``(n_rows, n_paths, longest path, hidden)``.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
+    level = level_of(model)
     root = _common([prompt.prefix for prompt in prompts])
-    begun = Reading().go_on(model, *pad(model, [root], left=True))[0] if root else None
     rest = [Prompt(prompt.prefix[len(root) :], prompt.responses) for prompt in prompts]
-    n_rows = sum(len(prompt.responses) for prompt in prompts)
-    last: list[Any] = [None] * n_rows
-    later: list[Any] = [None] * n_rows
-    for ends in read_ends(model, rest, max(1, budget // max(1, len(paths))), begun):
-        for states, row, mask in zip(
-            ends.output.last_hidden_state, ends.rows, ends.mask, strict=True
-        ):
-            last[row] = states[mask.sum() - 1]
-        if paths:
+    widest = len(root) + sum(
+        max(map(len, parts), default=0)
+        for parts in (
+            [prompt.prefix for prompt in rest],
+            [tail for prompt in rest for tail in prompt.responses],
+            paths,
+        )
+    )
+    if level == "shared" and widest > window_of(model):
+        level = "equal"  # a window counts what pads a row inside
+    apart = level == "shared" and len(paths) > 1  # read in a pass of their own
+    tails = paths if paths and not apart else [[]]
+    rest = [
+        Prompt(prompt.prefix, [[*end, *tail] for end in prompt.responses for tail in tails])
+        for prompt in rest
+    ]
+    states: dict[tuple[int, int], torch.Tensor] = {}  # from each row's end on, along each path
+    for ends in read_ends(model, rest, max(1, budget // max(1, len(paths))), root, level):
+        last = ends.of(ends.output.last_hidden_state)
+        for place, (row, mask) in enumerate(zip(ends.rows, ends.mask, strict=True)):
+            row, path = divmod(row, len(tails))
+            stop = int(mask.sum())
+            states[row, path] = last[place, stop - len(tails[path]) - 1 : stop]
+        if apart:
             n = len(ends.rows)
             each = ends.reading.copy([place for place in range(n) for _ in paths])
             _, output = each.go_on(model, *pad(model, paths * n, left=False))
             along = output.last_hidden_state.unflatten(0, (n, -1))
-            for row, states in zip(ends.rows, along, strict=True):
-                later[row] = states
-    return torch.stack(last), torch.stack(later) if paths else torch.empty(0)
+            for place, row in enumerate(ends.rows):
+                for path, ids in enumerate(paths):
+                    states[row, path] = torch.cat(
+                        [states[row, 0][:1], along[place, path, : len(ids)]]
+                    )
+    n_rows = 1 + max(row for row, _ in states)
+    last = torch.stack([states[row, 0][0] for row in range(n_rows)])
+    if not paths:
+        return last, torch.empty(0)
+    later = pad_sequence(
+        [states[row, path][1:] for row in range(n_rows) for path in range(len(paths))], True
+    )
+    return last, later.unflatten(0, (n_rows, -1))
 
 
 def _common(rows: list[list[int]]) -> list[int]:

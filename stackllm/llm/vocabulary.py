@@ -8,6 +8,7 @@ half precision logits near 20 come in steps of an eighth.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ROWS = 64
-"""States whose scores are in memory at once: few, so that they stay in the processor's cache."""
+"""States whose scores a processor makes at once: few, so that they stay in its cache."""
+_BYTES = 2**28
+"""Of the scores that are in memory at once where a pass over the head's weights is what costs."""
 _COLUMNS = 8_192
 """Tokens of the vocabulary whose weights are widened at once: a copy of the whole head may be of GiB."""
 
@@ -52,7 +55,8 @@ def score_tokens(
 
     if not len(target):
         return torch.empty((0, 3))
-    pieces = zip(_logits(model, hidden), target.split(_ROWS), strict=True)
+    size = rows_at_once(model, in_cache=True)
+    pieces = zip(_logits(model, hidden, size), target.split(size), strict=True)
     return torch.cat([_measure(logits, ids) for logits, ids in pieces])
 
 
@@ -80,7 +84,7 @@ def score_among(model: PreTrainedModel, hidden: torch.Tensor, tokens: list[int])
 
     pieces = [
         logits[:, tokens] - logits.logsumexp(1, keepdim=True)
-        for logits in _logits(model, hidden, widened=True)
+        for logits in _logits(model, hidden, rows_at_once(model, in_cache=False), exact=True)
     ]
     return torch.cat(pieces)
 
@@ -99,38 +103,80 @@ def _measure(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.stack([chosen[:, 0] - log_total, entropy, rank.float()], dim=1)
 
 
-def _logits(
-    model: PreTrainedModel, hidden: torch.Tensor, widened: bool = False
-) -> Iterator[torch.Tensor]:
-    """Logits of some states after the other, float32 ``(up to _ROWS, vocabulary)``.
+def rows_at_once(model: PreTrainedModel, in_cache: bool) -> int:
+    """How many states to score at once; ``in_cache``: few enough for a processor's cache."""
+    head: Any = model.get_output_embeddings()
+    if in_cache and head.weight.device.type == "cpu":
+        return _ROWS
+    vocabulary: int = model.config.get_text_config().vocab_size
+    return max(1, _BYTES // (4 * vocabulary))
 
-    ``widened`` multiplies with the head in float32 whatever its weights are in.
+
+def _logits(
+    model: PreTrainedModel, hidden: torch.Tensor, size: int, exact: bool = False
+) -> Iterator[torch.Tensor]:
+    """Logits of some states after the other, float32 ``(up to size, vocabulary)``.
+
+    ``exact`` multiplies with the head as in float32 whatever its weights are in.
     """
     import torch
 
-    with torch.inference_mode(), _head_alone(model, widened) as logits_of:
-        for states in hidden.split(_ROWS):
+    with torch.inference_mode(), _head_alone(model, exact) as logits_of:
+        for states in hidden.split(size):
             yield logits_of(states)
+
+
+@functools.cache
+def _sums_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
+    """Can a device multiply in half precision and give the sums, which it keeps in float32, as they are?"""
+    import torch
+
+    square = torch.zeros((16, 16), dtype=dtype, device=device)
+    try:
+        torch.mm(square, square, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):  # a NotImplementedError is one
+        return False
+    return True
+
+
+def _product(head: Any, states: torch.Tensor) -> torch.Tensor | None:
+    """Logits in float32 that nothing has rounded on the way, without a copy of the whole head.
+
+    None where the head itself does that, or its weights are packed and only it knows how to multiply.
+    """
+    import torch
+
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if weight.dtype == torch.float32 or not weight.is_floating_point():
+        return None
+    rows = states.flatten(0, -2).to(weight.device)
+    if rows.dtype == weight.dtype and _sums_in_float32(weight.dtype, weight.device):
+        logits = torch.mm(rows, weight.T, out_dtype=torch.float32)
+    else:
+        rows = rows.float()
+        logits = rows.new_empty((len(rows), len(weight)))
+        blocks = zip(weight.split(_COLUMNS), logits.split(_COLUMNS, dim=1), strict=True)
+        for columns, block in blocks:
+            torch.mm(rows, columns.float().T, out=block)
+    if bias is not None:
+        logits += bias.float()
+    return logits.unflatten(0, states.shape[:-1])
 
 
 @contextmanager
 def _head_alone(
-    model: PreTrainedModel, widened: bool
+    model: PreTrainedModel, exact: bool
 ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """A function from last hidden states to logits: all that the model does but for its layers."""
     import torch
 
     head: Any = model.get_output_embeddings()
     multiply = head.forward  # its own, or what accelerate has put in its place
+    exact = exact or _sums_in_float32(head.weight.dtype, head.weight.device)  # costs nothing there
 
     def product(states: torch.Tensor) -> torch.Tensor:
-        if not widened:
-            return multiply(states).float()
-        weights = head.weight.split(_COLUMNS)
-        biases = [None] * len(weights) if head.bias is None else head.bias.float().split(_COLUMNS)
-        columns = zip(weights, biases, strict=True)
-        linear = torch.nn.functional.linear
-        return torch.cat([linear(states.float(), w.float(), b) for w, b in columns], dim=-1)
+        logits = _product(head, states) if exact else None
+        return multiply(states).float() if logits is None else logits
 
     def logits_of(states: torch.Tensor) -> torch.Tensor:
         given.last_hidden_state = states[None]

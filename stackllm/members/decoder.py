@@ -38,7 +38,7 @@ from stackllm.llm.backbone import (
     Devices,
     check_length,
 )
-from stackllm.llm.layers import positions, upper_layers
+from stackllm.llm.layers import positions
 from stackllm.llm.locate import EMBEDDED, revision_of
 from stackllm.llm.machine import Precision, choose_dtype, compute_dtype, use_one_thread
 from stackllm.llm.prompts import PromptParams, make_prompts
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 3
+VERSION = 4
 
 Side = Literal["left", "right"]
 
@@ -149,7 +149,7 @@ class DecoderParams:
             return ""
         layers = top_layers(self.backbone, structure_of(self.backbone), self.n_trained)
         which = f"its top {len(layers)} layers are" if layers else "all of its layers are"
-        return f"backbone {self.backbone}: {which} trained without a cached trunk, which only decoders start from"
+        return f"backbone {self.backbone}: {which} trained without a cached trunk, from which its layers cannot start"
 
 
 def traits(params: DecoderParams) -> Traits:
@@ -187,7 +187,7 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     training, params = params.training, _of_one_model(params)
     model, tokenizer = new_classifier(
         params.backbone, params.precision, targets.n_classes, params.lora, params.n_trained, seed,
-        params.attention, params.devices,
+        params.attention, params.devices, from_trunk=params.trunk is not None,
     )  # fmt: skip
     lengths, collate = sequences(inputs, params, tokenizer)
     check_length(params.backbone, positions(model), int(lengths.max()))
@@ -203,11 +203,10 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
 
     warm = False
     try:
-        with upper_layers(model, params.n_trained if params.trunk else None):
-            if params.warm_head:
-                warm = warm_head(model, inputs.groups, fitted, lengths, collate, seed)
-            history = folder / "metrics.jsonl"
-            train(model, examples, training, seed, history, validate if len(held.rows) else None)
+        if params.warm_head:
+            warm = warm_head(model, inputs.groups, fitted, lengths, collate, seed)
+        history = folder / "metrics.jsonl"
+        train(model, examples, training, seed, history, validate if len(held.rows) else None)
     except TrainingError as error:
         raise TrainingError(f"{error}{_keep_last_good(model)}") from error
     save_classifier(model, folder)
@@ -224,11 +223,10 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     params = _params(content["params"])
     model, tokenizer = load_classifier(
         folder, params.backbone, params.precision, content["n_classes"],
-        params.attention, params.devices,
+        params.attention, params.devices, params.n_trained if params.trunk else None,
     )  # fmt: skip
     lengths, collate = sequences(inputs, params, tokenizer)
-    with upper_layers(model, params.n_trained if params.trunk else None):
-        return predict_rows(model, rows, lengths[rows], collate)
+    return predict_rows(model, rows, lengths[rows], collate)
 
 
 def _hold_out(

@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from stackllm.crossfit.design import CrossFit, Design, Fit
+from stackllm.engine import ranks
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError, TrainingError
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import StoredInputs
-from stackllm.members.inputs import load_inputs
+from stackllm.members.inputs import Inputs, load_inputs
 from stackllm.members.own import is_own
+from stackllm.members.protocol import Kind
 from stackllm.members.registry import Member, kind_of
+from stackllm.store.checkpoints import FITTED, checkpoint, keep
 from stackllm.store.digest import digest
-from stackllm.store.units import make_unit
+from stackllm.store.units import copy_files, make_unit
 
 
 def cross_fit_members(
@@ -172,6 +175,8 @@ def full_places(member: Member, design: Design) -> list[Place]:
 def fit_member(folder: Path, member: Member, place: Place, inputs_folder: Path, seed: int) -> None:
     """Fit one model, and write it and its predictions into ``folder``.
 
+    A model of hours is stored before it predicts: whatever happens then, the next attempt has it.
+
     Raises
     ------
     TrainingError, DataError
@@ -179,16 +184,26 @@ def fit_member(folder: Path, member: Member, place: Place, inputs_folder: Path, 
     """
     kind = kind_of(member.kind)
     inputs = load_inputs(inputs_folder)
+    fitted = checkpoint(FITTED) if kind.of_gpu else None
+    if fitted is not None:
+        copy_files(fitted, folder)
+    else:
+        _fit(folder, kind, inputs, member, place, seed)
+        if kind.of_gpu and not ranks.rank():
+            keep(lambda to: copy_files(folder, to), "model", FITTED)
+    predictions = kind.predict(inputs, place.fit.predict, folder)
+    if not np.isfinite(predictions).all():
+        raise DataError(f"{place.path}: its predictions are no numbers. Change its settings.")
+    np.save(folder / "predictions.npy", predictions)
+
+
+def _fit(folder: Path, kind: Kind, inputs: Inputs, member: Member, place: Place, seed: int) -> None:
     try:
         kind.fit(inputs, place.fit.targets, member.params, seed, folder)
     except TrainingError as error:
         notes = notes_of_this_unit()
         told = f" Its steps until then are in {notes}." if notes else ""
         raise TrainingError(f"{place.path}: {error}{told}") from error
-    predictions = kind.predict(inputs, place.fit.predict, folder)
-    if not np.isfinite(predictions).all():
-        raise DataError(f"{place.path}: its predictions are no numbers. Change its settings.")
-    np.save(folder / "predictions.npy", predictions)
 
 
 def fit_key(fit: Fit) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
 
-RESUME, LAST_GOOD = "checkpoints", "last_good"
-"""Folders below the root: states to go on from, and weights of before a failure, to look at."""
+RESUME, FITTED, LAST_GOOD = "checkpoints", "fitted", "last_good"
+"""Folders below the root: states to go on from, what is computed but for its use, and weights of before a failure."""
 
 _OWNER: ContextVar[tuple[Path, Unit] | None] = ContextVar("owner", default=None)
 
@@ -30,14 +30,20 @@ def checkpoints_of(root: Path, unit: Unit) -> Iterator[None]:
         _OWNER.reset(token)
 
 
-def checkpoint() -> Path | None:
-    """Folder of the newest sound state of the unit at work; None if it starts anew."""
+def checkpoint(kind: str = RESUME) -> Path | None:
+    """Folder of the newest sound state of the unit at work; None if it starts anew.
+
+    Parameters
+    ----------
+    kind
+        :data:`RESUME` or :data:`FITTED`.
+    """
     owner = _OWNER.get()
     if owner is None:
         return None
     root, unit = owner
-    for folder in reversed(_stored(root, RESUME, unit)):
-        stored = _of(RESUME, unit, folder.name)
+    for folder in reversed(_stored(root, kind, unit)):
+        stored = _of(kind, unit, folder.name)
         condition = state(root, stored)
         if condition == REUSED:
             return folder
@@ -56,7 +62,7 @@ def keep(fill: Callable[[Path], None], name: str, kind: str = RESUME) -> Path | 
     name
         Of the state; the newest comes last in the alphabet.
     kind
-        :data:`RESUME` or :data:`LAST_GOOD`.
+        :data:`RESUME`, :data:`FITTED` or :data:`LAST_GOOD`.
 
     Returns
     -------
@@ -77,7 +83,7 @@ def keep(fill: Callable[[Path], None], name: str, kind: str = RESUME) -> Path | 
 
 def discard(root: Path, unit: Unit) -> None:
     """Remove what was stored of a unit on its way."""
-    for kind in (RESUME, LAST_GOOD):
+    for kind in (RESUME, FITTED, LAST_GOOD):
         shutil.rmtree(root / kind / unit.path, ignore_errors=True)
 
 

@@ -188,16 +188,22 @@ def adopt(root: Path, unit: Unit, source: Path) -> Path:
     folder = unit.inside(root)
 
     def fill_and_sign(temporary: Path) -> None:
-        files = _read_manifest(source)["files"]
-        for name in files:
-            try:
-                os.link(source / name, temporary / name, follow_symlinks=False)
-            except (OSError, NotImplementedError):  # another disk, or one without links
-                shutil.copyfile(source / name, temporary / name, follow_symlinks=False)
-        _sign(temporary, unit, files)
+        copy_files(source, temporary)
+        _sign(temporary, unit, _read_manifest(source)["files"])
 
     replace_folder(folder, fill_and_sign, lambda: state(root, unit) == REUSED)
     return folder
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """A unit's files in another folder, as hard links where the disk knows them, without its manifest."""
+    for path in sorted(source.iterdir()):
+        if path.name == MANIFEST:
+            continue
+        try:
+            os.link(path, target / path.name, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # another disk, or one without links
+            shutil.copyfile(path, target / path.name, follow_symlinks=False)
 
 
 def is_whole(folder: Path, key: str) -> bool:

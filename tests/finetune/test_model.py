@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from helpers import digests
+from safetensors.torch import load_file
 from small_decoders import LORA, N_CLASSES, make_inputs, make_params, make_rows, make_targets
 
 from stackllm.engine.local import Engine, Task
@@ -15,11 +16,11 @@ from stackllm.engine.progress import Reporter
 from stackllm.errors import MissingInputError, StorageError, TrainingError, UsageError
 from stackllm.finetune import train as training
 from stackllm.finetune.dataset import Examples, TrainingParams
-from stackllm.finetune.model import LoraParams, load_classifier, logits, new_classifier
+from stackllm.finetune.model import LoraParams, load_classifier, logits, new_classifier, trained
 from stackllm.finetune.structure import last_linear
 from stackllm.llm import trunk
 from stackllm.llm.backbone import keep_unpacked, load_model, weights_options
-from stackllm.llm.layers import upper_layers
+from stackllm.llm.layers import plain, without_lower
 from stackllm.llm.prompts import PromptParams
 from stackllm.llm.trunk import TrunkParams, cache_trunk
 from stackllm.members import decoder
@@ -46,14 +47,12 @@ def batches_of(params, inputs, tokenizer, rows):
     return decoder.sequences(inputs, params, tokenizer)[1](rows)
 
 
-def gradients(model, batch, n_layers):
-    """Logits of a batch, and the gradient of each trained weight, by its name in the whole model."""
-    names = {value: name for name, value in model.named_parameters() if value.requires_grad}
+def gradients(model, batch):
+    """Logits of a batch, and the gradient of each trained weight, by its name."""
     model.zero_grad()
-    with upper_layers(model, n_layers):
-        scores = logits(model, batch)
-        torch.nn.functional.cross_entropy(scores, torch.tensor([0, 1, 2, 0])).backward()
-    return scores.detach(), {name: value.grad.clone() for value, name in names.items()}
+    scores = logits(model, batch)
+    torch.nn.functional.cross_entropy(scores, torch.tensor([0, 1, 2, 0])).backward()
+    return scores.detach(), {name: value.grad.clone() for name, value in trained(model).items()}
 
 
 @pytest.mark.parametrize(
@@ -68,18 +67,23 @@ def test_from_the_cached_trunk_logits_and_gradients_are_those_of_the_whole_model
     cached = make_params(make_backbone(family), n_layers)
     whole = make_params(cached.backbone, "all")
     inputs = make_inputs(tmp_path, cached, rows)
-    model, tokenizer = new_classifier(cached.backbone, "float32", N_CLASSES, LORA, n_layers, seed=1)
-    for name, value in model.named_parameters():
-        if value.requires_grad:  # adapters start at zero, where half of the gradients vanish
+    chosen, found, sizes = np.array([0, 4, 8, 15]), [], []
+    for params in (whole, cached):
+        model, tokenizer = new_classifier(
+            cached.backbone, "float32", N_CLASSES, LORA, n_layers, 1, from_trunk=params is cached
+        )
+        for name, value in trained(model).items():
+            # adapters start at zero, where half of the gradients vanish
             value.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(len(name)))
-    chosen = np.array([0, 4, 8, 15])
-    expected = gradients(model, batches_of(whole, inputs, tokenizer, chosen), None)
-    found = gradients(model, batches_of(cached, inputs, tokenizer, chosen), n_layers)
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
-    assert found[1].keys() == expected[1].keys()
+        found.append(gradients(model, batches_of(params, inputs, tokenizer, chosen)))
+        sizes.append(sum(value.numel() for value in model.parameters()))
+    expected, of_trunk = found
+    torch.testing.assert_close(of_trunk[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert of_trunk[1].keys() == expected[1].keys()
     assert all(value.abs().max() > 0 for value in expected[1].values())
     for name, value in expected[1].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(of_trunk[1][name], value, rtol=1e-3, atol=1e-4)
+    assert sizes[1] < 0.2 * sizes[0] + n_layers / 4 * sizes[0]  # neither lower layers nor embedding
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -106,8 +110,15 @@ def test_what_is_saved_is_what_peft_loads_to_the_same_probabilities(
     keep_unpacked(loaded)
     _, tokenizer = load_classifier(folder, params.backbone, precision, N_CLASSES)
     lengths, collate = decoder.sequences(inputs, params, tokenizer)
-    with upper_layers(loaded, params.n_trained):
-        theirs = training.predict(loaded, np.arange(len(rows)), lengths, collate)
+    # in half precision peft rounds the head: give it what is stored
+    head = plain(loaded).score.modules_to_save["default"].float()
+    head.weight.data = load_file(folder / "adapter_model.safetensors")[
+        "base_model.model.score.weight"
+    ]
+    head.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+    if layers == 2:
+        without_lower(loaded, layers)
+    theirs = training.predict(loaded, np.arange(len(rows)), lengths, collate)
     assert ours == pytest.approx(theirs, abs=1e-6)  # the same arithmetic on the same weights
     if layers == 2 and precision != "float32":
         return  # the trunk rounds elsewhere than the whole model; how far is another question
@@ -184,16 +195,16 @@ def test_four_bit_weights_train_on_after_an_evaluation(make_backbone, tmp_path):
     model, tokenizer = new_classifier(params.backbone, "nf4", N_CLASSES, LORA, None, seed=1)
     batch = batches_of(params, inputs, tokenizer, np.array([0, 4, 8, 15]))
 
-    def trained() -> int:
+    def moving() -> int:
         model.train()
-        _, found = gradients(model, batch, None)
+        _, found = gradients(model, batch)
         return sum(bool(value.abs().max() > 0) for value in found.values())
 
-    before = trained()
+    before = moving()
     model.eval()
     with torch.no_grad():
         logits(model, batch)
-    assert trained() == before > 0
+    assert moving() == before > 0
 
 
 @pytest.mark.parametrize("layers", [2, "all"])
@@ -213,16 +224,18 @@ def test_memory_that_holds_no_row_is_one_sentence(make_backbone, tmp_path):
     rows = make_rows()
     params = make_params(make_backbone("llama"))
     inputs = make_inputs(tmp_path, params, rows)
-    model, tokenizer = new_classifier(params.backbone, "float32", N_CLASSES, LORA, 2, seed=1)
+    model, tokenizer = new_classifier(
+        params.backbone, "float32", N_CLASSES, LORA, 2, seed=1, from_trunk=True
+    )
     lengths, _ = decoder.sequences(inputs, params, tokenizer)
 
     def none(chosen):
         raise torch.OutOfMemoryError("this device is small")
 
-    with upper_layers(model, 2), pytest.raises(StorageError, match="out of memory with one text"):
+    with pytest.raises(StorageError, match="out of memory with one text"):
         training.predict(model, np.arange(18), lengths, none)
     examples = Examples(np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, none)
-    with upper_layers(model, 2), pytest.raises(StorageError, match="out of memory with 1 rows"):
+    with pytest.raises(StorageError, match="out of memory with 1 rows"):
         training.train(
             model, examples, TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl"
         )
@@ -249,7 +262,9 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(make_backbone, tmp_pa
     rows = make_rows()
     params = make_params(make_backbone("llama"))
     inputs = make_inputs(tmp_path, params, rows)
-    model, tokenizer = new_classifier(params.backbone, "float32", N_CLASSES, LORA, 2, seed=1)
+    model, tokenizer = new_classifier(
+        params.backbone, "float32", N_CLASSES, LORA, 2, seed=1, from_trunk=True
+    )
     lengths, collate = decoder.sequences(inputs, params, tokenizer)
     refused = []
 
@@ -260,13 +275,12 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(make_backbone, tmp_pa
         return collate(chosen)
 
     labels = np.eye(3)[np.arange(len(rows)) % 3]
-    with upper_layers(model, 2):
-        examples = Examples(np.arange(len(rows)), labels, np.ones(len(rows)), lengths, small)
-        training.train(
-            model, examples, TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl"
-        )
-        model.eval()
-        found = training.predict(model, np.arange(len(rows)), lengths, small)
+    examples = Examples(np.arange(len(rows)), labels, np.ones(len(rows)), lengths, small)
+    training.train(
+        model, examples, TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl"
+    )
+    model.eval()
+    found = training.predict(model, np.arange(len(rows)), lengths, small)
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert {8, 4} <= set(refused)
     assert {entry["batch_size"] for entry in steps} == {2}
@@ -293,13 +307,15 @@ def test_weights_that_are_no_numbers_after_the_last_step_stop_it(make_backbone, 
     rows = make_rows()
     params = make_params(make_backbone("llama"), training=TrainingParams(epochs=1, batch_size=64))
     inputs = make_inputs(tmp_path, params, rows)
-    model, tokenizer = new_classifier(params.backbone, "float32", N_CLASSES, LORA, 2, seed=1)
+    model, tokenizer = new_classifier(
+        params.backbone, "float32", N_CLASSES, LORA, 2, seed=1, from_trunk=True
+    )
     lengths, collate = decoder.sequences(inputs, params, tokenizer)
     last_linear(model).weight.register_hook(
         lambda gradient: gradient * float("nan")
     )  # as an overflow does
     examples = Examples(np.arange(18), np.eye(3)[np.arange(18) % 3], np.ones(18), lengths, collate)
-    with upper_layers(model, 2), pytest.raises(TrainingError, match="no numbers after the last"):
+    with pytest.raises(TrainingError, match="no numbers after the last"):
         training.train(model, examples, params.training, 0, tmp_path / "metrics.jsonl")
 
 
@@ -307,12 +323,14 @@ def test_a_loss_that_is_no_number_stops_with_its_step(make_backbone, tmp_path):
     rows = make_rows()
     params = make_params(make_backbone("llama"))
     inputs = make_inputs(tmp_path, params, rows)
-    model, tokenizer = new_classifier(params.backbone, "float32", N_CLASSES, LORA, 2, seed=1)
+    model, tokenizer = new_classifier(
+        params.backbone, "float32", N_CLASSES, LORA, 2, seed=1, from_trunk=True
+    )
     lengths, collate = decoder.sequences(inputs, params, tokenizer)
     labels = np.eye(3)[np.arange(len(rows)) % 3]
     labels[:] = np.nan
     examples = Examples(np.arange(len(rows)), labels, np.ones(len(rows)), lengths, collate)
-    with upper_layers(model, 2), pytest.raises(TrainingError, match="the loss is nan at step 1"):
+    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
         training.train(
             model, examples, TrainingParams(epochs=1, batch_size=8), 0, tmp_path / "metrics.jsonl"
         )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stackllm.errors import UsageError
@@ -79,9 +80,7 @@ def test_tokens_are_scored_as_by_the_models_own_logits(model, read):
     assert (made[:, 2] - rank).abs().max() <= 1  # where two scores are equal but for rounding
 
 
-@pytest.mark.parametrize("columns", [7, 8_192])
-def test_a_few_tokens_among_all_others(model, read, monkeypatch, columns):
-    monkeypatch.setattr(vocabulary, "_COLUMNS", columns)
+def test_a_few_tokens_among_all_others(model, read):
     hidden, logits = read
     made = score_among(model, hidden, [3, 250, 7])
     expected = logits.log_softmax(-1)[:, [3, 250, 7]]
@@ -96,8 +95,10 @@ def test_the_model_is_left_as_it_was(model, read):
         assert torch.equal(model(input_ids=ids).logits[0].float(), logits)
 
 
-def test_in_half_precision_a_few_tokens_are_told_apart(make_model):
+@pytest.mark.parametrize("columns", [7, 8_192])
+def test_in_half_precision_a_few_tokens_are_told_apart(make_model, monkeypatch, columns):
     """The head's product is exact to float32, where bfloat16 has steps of an eighth near 20."""
+    monkeypatch.setattr(vocabulary, "_COLUMNS", columns)
     model = make_model("llama").to(torch.bfloat16)
     hidden = torch.randn(70, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = hidden.double() @ model.get_output_embeddings().weight.double().T
@@ -105,6 +106,34 @@ def test_in_half_precision_a_few_tokens_are_told_apart(make_model):
     expected = exact.log_softmax(-1)
     assert (made.double() - expected).abs().max() < 1e-4
     assert model.get_output_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_rows_that_are_scored_at_once_change_nothing(make_model, monkeypatch):
+    model = make_model("gemma2").to(torch.bfloat16)
+    hidden = torch.randn(70, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    target = torch.arange(70)
+    whole = score_tokens(model, hidden, target), score_among(model, hidden, [3, 250])
+    monkeypatch.setattr(vocabulary, "_ROWS", 9)
+    monkeypatch.setattr(vocabulary, "_BYTES", 4 * 300 * 13)
+    made = score_tokens(model, hidden, target), score_among(model, hidden, [3, 250])
+    for some, all_ in zip(made, whole, strict=True):
+        torch.testing.assert_close(some, all_, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_is_widened_once_for_all_rows_and_never_as_a_whole(make_model, monkeypatch):
+    model = make_model("llama").to(torch.bfloat16)
+    monkeypatch.setattr(vocabulary, "_COLUMNS", 60)
+    widened = []
+
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.float and args[0].ndim == 2 and args[0].shape[1] == 32:
+                widened.append(len(args[0]))
+            return function(*args, **(kwargs or {}))
+
+    with Watched():
+        score_among(model, torch.randn(500, 32).bfloat16(), [3])
+    assert widened == [500, 60, 60, 60, 60, 60]  # the states, and each part of the head
 
 
 def test_nothing_to_score(make_model):
