@@ -26,7 +26,9 @@ PACKAGES = (
     "lightgbm",
     "torch",
     "transformers",
+    "accelerate",
     "peft",
+    "bitsandbytes",
     "POT",
 )
 
@@ -80,14 +82,18 @@ class Child:
 
 
 def main(name: str, measure: Callable[[bool, Path | None], Result]) -> None:
-    """Parse the options, measure, and print: a table, or with ``--json`` one object and nothing else."""
+    """Parse the options, measure and print."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="smaller inputs, under a minute")
     parser.add_argument("--data", type=Path, help="folder with train.csv, test.csv, solution.csv")
     options = parser.parse_args()
-    result = measure(options.quick, options.data)
-    if options.json:
+    show(name, measure(options.quick, options.data), options.json)
+
+
+def show(name: str, result: Result, as_json: bool) -> None:
+    """Print a table, or one JSON object and nothing else."""
+    if as_json:
         print(json.dumps(envelope(name, result)))
         return
     for figure, it in result.figures.items():
@@ -145,6 +151,7 @@ def commit() -> str:
             capture_output=True,
             text=True,
             check=True,
+            cwd=Path(__file__).parent,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

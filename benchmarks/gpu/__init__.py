@@ -1,0 +1,1 @@
+"""Reading and fine-tuning on one GPU beside plain transformers and peft: random weights, no hub."""
