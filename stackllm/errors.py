@@ -8,7 +8,7 @@
     ├── TrainingError                  65   a fine-tuning cannot go on
     ├── MissingInputError              66   a file or package that is needed is not there
     ├── ServerError                    69   a server is out of reach or does not answer as it must
-    ├── StorageError                   74   reading or writing failed, or an artifact is corrupt
+    ├── StorageError                   74   reading or writing failed, memory ran out, an artifact is corrupt
     ├── LockedError                    75   another process is writing this run
     └── BudgetError                    75   --max-requests is used up; the same command goes on
 
@@ -68,7 +68,7 @@ class ServerError(StackllmError):
 
 
 class StorageError(StackllmError):
-    """Reading or writing failed, or a stored artifact is corrupt."""
+    """Reading or writing failed, memory ran out, or a stored artifact is corrupt."""
 
     exit_code = 74
 

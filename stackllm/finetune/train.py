@@ -155,7 +155,7 @@ def read(
                 result = function(model, collate(rows[order[at : at + size]]).to(device))
             pieces.append(result.float().cpu().numpy())
 
-    within_memory(int(lengths.max()), batch_size, go_on)
+    within_memory(int(lengths.max()), batch_size, go_on, model)
     result = np.concatenate(pieces)
     back = np.empty_like(result)
     back[order] = result

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stackllm.engine import ranks
-from stackllm.errors import MissingInputError, StorageError, UsageError, first_line
+from stackllm.errors import (
+    MissingInputError,
+    StackllmError,
+    StorageError,
+    UsageError,
+    first_line,
+)
 from stackllm.llm.layers import without_upper
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of
 from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device
+from stackllm.llm.memory import does_not_fit, is_out_of_memory, let_go
 from stackllm.llm.resident import resident
 
 if TYPE_CHECKING:
@@ -177,7 +184,7 @@ def load_model(
     text = config.get_text_config()
     text.pad_token_id = _pad_token(text, tokenizer)  # before an embedding is made that looks at it
     tokenizer.pad_token_id = text.pad_token_id
-    with _load_errors(name, kind):
+    with _load_errors(name, kind, precision):
         loader = getattr(transformers, kind)
         if trim is not None:
             loader, config = _trimmed(loader, config, trim)
@@ -187,6 +194,8 @@ def load_model(
         )  # fmt: skip
     if trim is not None:
         model.__class__ = loader.__base__
+    if devices == "all" and device().type == "cuda":
+        _refuse_offloading(model, name, kind, precision)
     model.new_weights = frozenset(account["missing_keys"])
     keep_unpacked(model)
     return model, tokenizer
@@ -290,44 +299,60 @@ def check_length(name: str, room: int | None, longest: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _load_errors(name: str, kind: str) -> Iterator[None]:
-    """What transformers raises when it can't load a model of a kind, as a sentence."""
-    import torch
-    from safetensors import SafetensorError
+def _refuse_offloading(model: PreTrainedModel, name: str, kind: str, precision: str) -> None:
+    """A layer that stands beside the GPUs is fetched anew for every pass, a hundred times slower."""
+    if {"cpu", "disk"} & {str(place) for place in getattr(model, "hf_device_map", {}).values()}:
+        raise does_not_fit(name, kind, precision)
 
+
+@contextlib.contextmanager
+def _load_errors(name: str, kind: str, precision: str = "") -> Iterator[None]:
+    """What transformers raises when it can't load a model of a kind, as a sentence."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except OSError as error:
-        raise MissingInputError(
-            f'backbone "{name}": its weights could not be loaded ({first_line(error)}). '
+    except Exception as error:
+        if is_out_of_memory(error):
+            let_go(error)
+            raise does_not_fit(name, kind, precision) from error
+        sentence = _load_sentence(error, name, kind)
+        if sentence is None:
+            raise
+        raise sentence from error
+
+
+def _load_sentence(error: Exception, name: str, kind: str) -> StackllmError | None:
+    from safetensors import SafetensorError
+
+    said = first_line(error)
+    if isinstance(error, OSError):
+        return MissingInputError(
+            f'backbone "{name}": its weights could not be loaded ({said}). '
             "Offline, give the path of a folder that holds config.json, the weights and the tokenizer."
-        ) from error
-    except SafetensorError as error:
-        raise StorageError(
-            f'backbone "{name}": its weights are damaged ({first_line(error)}). Fetch them again.'
-        ) from error
-    except ImportError as error:
-        raise MissingInputError(
-            f'backbone "{name}" wants a package that is not here ({first_line(error)}). Install it, or take '
+        )
+    if isinstance(error, SafetensorError):
+        return StorageError(
+            f'backbone "{name}": its weights are damaged ({said}). Fetch them again.'
+        )
+    if isinstance(error, ImportError):
+        return MissingInputError(
+            f'backbone "{name}" wants a package that is not here ({said}). Install it, or take '
             'another attention or precision ("auto" needs none).'
-        ) from error
-    except (ValueError, RuntimeError, KeyError) as error:
-        if "size mismatch" in str(error) or "mismatched" in str(error):
-            raise UsageError(
-                f'backbone "{name}" has a classification head of another number of classes. '
-                "Give the language model that it was made from."
-            ) from error
-        what, wanted = (
-            ("classifier", "any model") if kind == CLASSIFIER else
-            ("decoder", "a language model that generates text")
-        )  # fmt: skip
-        raise UsageError(
-            f'backbone "{name}" is no {what} that transformers can load ({first_line(error)}). Choose {wanted} '
-            f"of a family that transformers has a {what} of."
-        ) from error
+        )
+    if not isinstance(error, ValueError | RuntimeError | KeyError):
+        return None
+    if "size mismatch" in str(error) or "mismatched" in str(error):
+        return UsageError(
+            f'backbone "{name}" has a classification head of another number of classes. '
+            "Give the language model that it was made from."
+        )
+    what, wanted = (
+        ("classifier", "any model") if kind == CLASSIFIER else
+        ("decoder", "a language model that generates text")
+    )  # fmt: skip
+    return UsageError(
+        f'backbone "{name}" is no {what} that transformers can load ({said}). Choose {wanted} '
+        f"of a family that transformers has a {what} of."
+    )
 
 
 def quiet_libraries() -> None:

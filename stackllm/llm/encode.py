@@ -154,7 +154,7 @@ def read_texts(
     )
     prompts = make_prompts(tokenizer, texts, shape)
     pooled, likelihood = within_memory(
-        longest(prompts), budget, lambda most: read_groups(model, prompts, layers, most)
+        longest(prompts), budget, lambda most: read_groups(model, prompts, layers, most), model
     )
     return {"pooled": halved(pooled.reshape(len(texts), -1)), "likelihood": likelihood}
 

@@ -180,7 +180,10 @@ def read_texts(
     layer = count_layers(model) - params.trainable_layers
     with lower_layers(model, layer) as outputs:
         groups = within_memory(
-            longest(prompts), _BATCH_TOKENS, lambda most: _read(model, prompts, most, outputs)
+            longest(prompts),
+            _BATCH_TOKENS,
+            lambda most: _read(model, prompts, most, outputs),
+            model,
         )
     states = np.concatenate([states for pieces in groups for states in pieces])
     return {"states": states, "spans": _spans(groups)}

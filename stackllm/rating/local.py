@@ -174,7 +174,10 @@ def rate_cases(
 
     def scores(prompts: list[Prompt]) -> np.ndarray:
         return within_memory(
-            longest(prompts), budget, lambda most: score_answers(model, prompts, answers, most)
+            longest(prompts),
+            budget,
+            lambda most: score_answers(model, prompts, answers, most),
+            model,
         )
 
     prior, made = (
