@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py and its like
 sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, which is in no wheel
 
-pytest_plugins = ["small_models", "machines"]
+pytest_plugins = ["small_models", "machines", "fake_hub"]
 
 # how long an example takes says more about the machine than about the code
 hypothesis.settings.register_profile("suite", deadline=None)

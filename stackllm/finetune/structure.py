@@ -12,10 +12,10 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stackllm.errors import MissingInputError, UsageError
+from stackllm.errors import UsageError
 from stackllm.llm.backbone import load_skeleton
 from stackllm.llm.layers import goes_on_from_states, plain
-from stackllm.llm.locate import find_backbone, is_ready, revision_of
+from stackllm.llm.locate import is_ready, revision_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,12 +64,7 @@ def may_start_from_trunk(backbone: str) -> bool:
 
     Where it cannot, whoever goes on to load it learns why.
     """
-    if not is_ready(backbone) and not isinstance(find_backbone(backbone), str):
-        return True  # the embedded LLM, not converted yet
-    try:
-        return structure_of(backbone).goes_on_from_states
-    except MissingInputError:
-        return True
+    return not is_ready(backbone) or structure_of(backbone).goes_on_from_states
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,7 +18,7 @@ from stackllm.errors import (
     first_line,
 )
 from stackllm.llm.layers import without_upper
-from stackllm.llm.locate import EMBEDDED, prepare, revision_of
+from stackllm.llm.locate import EMBEDDED, prepare, revision_of, settings_of
 from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device
 from stackllm.llm.memory import does_not_fit, is_out_of_memory, let_go
 from stackllm.llm.resident import resident
@@ -275,7 +275,7 @@ def load_config(name: str, echo: Callable[[str], None] = print) -> PretrainedCon
 
 
 def _whole_config(name: str, echo: Callable[[str], None], kind: str) -> PretrainedConfig:
-    location = prepare(name, echo)
+    location = settings_of(name, echo)
     quiet_libraries()
     from transformers import AutoConfig
 

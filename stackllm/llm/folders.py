@@ -16,7 +16,12 @@ _LFS = b"version https://git-lfs"
 
 _JSON = ("config.json", "generation_config.json", "tokenizer*.json", "vocab.json", "*.index.json")
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
-_UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+TOKENIZER_FILES = (
+    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    "bpe.codes", "chat_template.*",
+)  # fmt: skip
+"""Patterns of the files that a tokenizer may be made of."""
+UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 def gguf_in(path: Path) -> Path | None:
@@ -80,6 +85,14 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def shards_of(folder: Path) -> list[str]:
+    """Names of the files that hold a folder's weights, whether they are there or not."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    return sorted(set(_read_json(index).get("weight_map", {}).values()))
+
+
 def _check_weights(folder: Path, contents: dict[str, dict[str, Any]]) -> None:
     from safetensors import SafetensorError, safe_open
 
@@ -93,7 +106,7 @@ def _check_weights(folder: Path, contents: dict[str, dict[str, Any]]) -> None:
                     f"{missing[0]}. Fetch them as well."
                 )
     files = _matching(folder, "*.safetensors")
-    if not files and _matching(folder, *_UNSAFE):
+    if not files and _matching(folder, *UNSAFE):
         raise MissingInputError(
             f"{folder} has no weights as safetensors, and other formats can run code when they are read. "
             "Fetch model.safetensors, or load the model with transformers and save it anew."

