@@ -136,10 +136,9 @@ def new_classifier(
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
-    made_of = structure_of(backbone)
-    trained_layers = top_layers(backbone, made_of, n_trained)
+    trained_layers = top_layers(backbone, structure_of(backbone), n_trained)
     n_layers = n_trained if from_trunk else None
-    model, tokenizer = _bare(backbone, precision, n_classes, made_of, attention, devices, n_layers)
+    model, tokenizer = bare_classifier(backbone, precision, n_classes, attention, devices, n_layers)
     set_seed(seed)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -199,28 +198,30 @@ def load_classifier(
     quiet_libraries()
     from peft import PeftModel
 
-    made_of = structure_of(backbone)
-    model, tokenizer = _bare(backbone, precision, n_classes, made_of, attention, devices, n_layers)
+    model, tokenizer = bare_classifier(backbone, precision, n_classes, attention, devices, n_layers)
     adapted = PeftModel.from_pretrained(model, folder)
     adapted.eval()
     _match_dtypes(adapted)
     return adapted, tokenizer
 
 
-def _bare(
+def bare_classifier(
     backbone: str,
     precision: str,
     n_classes: int,
-    made_of: Structure,
-    attention: Attention,
-    devices: Devices,
-    n_layers: int | None,
+    attention: Attention = "auto",
+    devices: Devices = "one",
+    n_layers: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """This process's copy of a backbone as it was loaded, whatever was done with it since."""
+    """This process's copy of a backbone as it was loaded, whatever was done with it since.
+
+    Parameters are as for :func:`load_classifier`. The head is as it is stored, or at random.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
     from transformers import set_seed
 
+    made_of = structure_of(backbone)
     trim = None if n_layers is None else functools.partial(without_lower, n_layers=n_layers)
 
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -272,7 +273,7 @@ def logits(model: PeftModel, batch: Batch) -> Tensor:
     """Scores of each class, float32 ``(n, n_classes)``."""
     inner = plain(model)
     if reads_last_token(inner):
-        scores: Tensor = inner.score(_last_states(inner, batch))
+        scores: Tensor = inner.score(last_states(inner, batch))
     else:
         scores = inner(input_ids=batch.ids, attention_mask=batch.mask).logits
     return scores.float()
@@ -295,10 +296,11 @@ def head_inputs(model: PeftModel, batch: Batch) -> Tensor | None:
     return seen[0][0] if pooled else None
 
 
-def _last_states(inner: PreTrainedModel, batch: Batch) -> Tensor:
-    """The last layer's output at the last real token, ``(n, hidden)``."""
+def last_states(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
+    """A decoder's last output at the last real token, which its head reads: ``(n, hidden)``."""
     import torch
 
+    inner = plain(model)
     width = batch.mask.shape[1]
     ids = batch.ids
     if batch.states is not None:

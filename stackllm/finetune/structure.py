@@ -67,6 +67,11 @@ def may_start_from_trunk(backbone: str) -> bool:
     return not is_ready(backbone) or structure_of(backbone).goes_on_from_states
 
 
+def may_read_last_token(backbone: str) -> bool:
+    """Is a backbone a decoder, as far as that can be told likewise?"""
+    return not is_ready(backbone) or structure_of(backbone).reads_last_token
+
+
 @functools.lru_cache(maxsize=16)
 def _structure(backbone: str, revision: str) -> Structure:
     import torch

@@ -24,13 +24,20 @@ from stackllm.finetune.dataset import Collate, Examples, TrainingParams
 from stackllm.finetune.model import (
     Batch,
     LoraParams,
+    bare_classifier,
     head_inputs,
+    last_states,
     load_classifier,
     new_classifier,
     save_classifier,
     top_layers,
 )
-from stackllm.finetune.structure import last_linear, may_start_from_trunk, structure_of
+from stackllm.finetune.structure import (
+    last_linear,
+    may_read_last_token,
+    may_start_from_trunk,
+    structure_of,
+)
 from stackllm.finetune.train import is_finite, read, train
 from stackllm.finetune.train import predict as predict_rows
 from stackllm.llm.backbone import (
@@ -61,7 +68,7 @@ VERSION = 4
 
 Side = Literal["left", "right"]
 
-_SETTINGS = "decoder.json"
+_SETTINGS, _STATES, _WEIGHTS, _BIAS = "decoder.json", "states.npy", "weights.npy", "bias.npy"
 _PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 """Inverse strengths of the L2 penalty that a warm head is chosen from."""
 
@@ -143,6 +150,20 @@ class DecoderParams:
         )
 
     @property
+    def starts(self) -> DecoderParams | None:
+        """What decides the states from which a head starts that all seeds share; None if none does.
+
+        That is so where a single new layer reads the frozen backbone's states: of other heads the layers
+        below the last start at random, and who stops early holds out groups of his own.
+        """
+        alone = self.warm_head and not self.training.patience
+        if not alone or not may_read_last_token(self.backbone):
+            return None
+        return dataclasses.replace(
+            _of_one_model(self), lora=LoraParams(), training=TrainingParams()
+        )
+
+    @property
     def remark(self) -> str:
         """What a user should know who counts on the cached trunk; empty if it is used or not wanted."""
         if self.n_trained is None or self.trunk is not None:
@@ -163,6 +184,7 @@ def traits(params: DecoderParams) -> Traits:
         trunk=params.trunk,
         remark=params.remark,
         backbone=params.backbone,
+        starts=params.starts,
         devices=params.devices,
     )
 
@@ -204,7 +226,7 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
     warm = False
     try:
         if params.warm_head:
-            warm = warm_head(model, inputs.groups, fitted, lengths, collate, seed)
+            warm = _start_head(model, inputs, fitted, lengths, collate, seed)
         history = folder / "metrics.jsonl"
         train(model, examples, training, seed, history, validate if len(held.rows) else None)
     except TrainingError as error:
@@ -245,6 +267,47 @@ def _keep_last_good(model: PeftModel) -> str:
         return ""
     weights = keep(lambda folder: save_classifier(model, folder), "adapter", LAST_GOOD)
     return f" The weights of before that step are kept in {weights}." if weights else ""
+
+
+def read_start(inputs: Inputs, params: DecoderParams, n_classes: int, folder: Path) -> None:
+    """Write what the head of the frozen backbone reads of every row, float32 ``(n_rows, hidden)``."""
+    use_one_thread()
+    params = _of_one_model(params)
+    model, tokenizer = bare_classifier(
+        params.backbone, params.precision, n_classes, params.attention, params.devices,
+        params.n_trained if params.trunk else None,
+    )  # fmt: skip
+    lengths, collate = sequences(inputs, params, tokenizer)
+    check_length(params.backbone, positions(model), int(lengths.max()))
+    np.save(folder / _STATES, read(last_states, model, np.arange(len(lengths)), lengths, collate))
+    head = last_linear(model)
+    write_json(folder / _SETTINGS, {"biased": head is not None and head.bias is not None})
+
+
+def fit_start(inputs: Inputs, states: Path, targets: Targets, seed: int, folder: Path) -> None:
+    """Write the head that suits the frozen backbone: ``weights`` ``(n_classes, hidden)`` and ``bias``, float32."""
+    stored = np.load(states / _STATES, mmap_mode="r", allow_pickle=False)
+    biased = read_json(states / _SETTINGS)["biased"]
+    rows = np.unique(targets.rows)
+    weights, bias = _suiting(stored[rows], rows, inputs.groups, targets, seed, biased)
+    np.save(folder / _WEIGHTS, weights)
+    np.save(folder / _BIAS, bias)
+
+
+def _start_head(
+    model: PeftModel,
+    inputs: Inputs,
+    targets: Targets,
+    lengths: np.ndarray,
+    collate: Collate,
+    seed: int,
+) -> bool:
+    """Give the head the start that its place shares, or one of its own; False if it starts at random."""
+    if inputs.start is None:
+        return warm_head(model, inputs.groups, targets, lengths, collate, seed)
+    weights, bias = (np.load(inputs.start / name, allow_pickle=False) for name in (_WEIGHTS, _BIAS))
+    _set_head(model, weights, bias)
+    return True
 
 
 def warm_head(
@@ -290,20 +353,39 @@ def warm_head(
     if pooled:
         # adapters are on, and still add nothing
         states = read(head_inputs, model, rows, lengths[rows], collate)
-        biased = layer.bias is not None
-        centre = states.mean(axis=0) if biased else np.zeros_like(states[0])
-        scale = np.maximum(states.std(axis=0), 1e-6)
-        features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
-        features[rows] = (states - centre) / scale
-        c = choose_penalty(features, groups, targets, _PENALTIES, 300, seed, biased)
-        weights, bias = logistic(features[targets.rows], targets, c, 300, biased)
-        weights = weights / scale
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(weights))
-            if biased:
-                layer.bias.copy_(torch.from_numpy(bias - weights @ centre))
+        _set_head(model, *_suiting(states, rows, groups, targets, seed, layer.bias is not None))
     model.train()
     return pooled
+
+
+def _suiting(
+    states: np.ndarray,
+    rows: np.ndarray,
+    groups: np.ndarray,
+    targets: Targets,
+    seed: int,
+    biased: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias of a logistic regression on the states of ``rows``, ``(len(rows), width)``, as they are."""
+    centre = states.mean(axis=0) if biased else np.zeros_like(states[0])
+    scale = np.maximum(states.std(axis=0), 1e-6)
+    features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
+    features[rows] = (states - centre) / scale
+    c = choose_penalty(features, groups, targets, _PENALTIES, 300, seed, biased)
+    weights, bias = logistic(features[targets.rows], targets, c, 300, biased)
+    weights = weights / scale
+    return weights, bias - weights @ centre
+
+
+def _set_head(model: PeftModel, weights: np.ndarray, bias: np.ndarray) -> None:
+    import torch
+
+    layer = last_linear(model)
+    assert layer is not None
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weights))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.from_numpy(bias))
 
 
 def _params(stored: dict[str, Any]) -> DecoderParams:

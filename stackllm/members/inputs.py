@@ -44,6 +44,8 @@ class Inputs:
         Hashed n-gram counts of each view in :data:`VIEWS`, sparse ``(n_rows, n_buckets)``.
     folder
         Where they stand; :func:`read_texts` and :func:`read_trunk` look there.
+    start
+        Where that stands which the models of a place start from, if they share it.
     """
 
     groups: np.ndarray
@@ -52,6 +54,7 @@ class Inputs:
     names: tuple[str, ...]
     counts: dict[str, csr_matrix]
     folder: Path = Path()
+    start: Path | None = None
 
 
 def categorical(names: Sequence[str]) -> list[int]:

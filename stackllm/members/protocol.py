@@ -42,6 +42,8 @@ class Traits:
         What a user should be told before it is fitted, if anything.
     backbone
         The LLM that its models stand on, if any: predicting needs the very weights.
+    starts
+        The settings that decide what its models start from, if its kind has a :class:`Start` for them.
     devices
         Does each of its models want ``"one"`` GPU for itself, or ``"all"``, where there are any? None
         for what a processor fits, which sees no GPU.
@@ -55,7 +57,25 @@ class Traits:
     trunk: TrunkParams | None = None
     remark: str = ""
     backbone: str | None = None
+    starts: Any = None
     devices: Wanted | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all models of a place start from, whatever their seed: computed once, before them.
+
+    Parameters
+    ----------
+    read
+        ``read(inputs, params, n_classes, folder)`` writes what depends on no label: once for all places.
+    fit
+        ``fit(inputs, states, targets, seed, folder)`` writes what the models of a place start from, with the
+        run's seed. ``states`` is the folder of the former. The models find it in ``inputs.start``.
+    """
+
+    read: Callable[[Inputs, Any, int, Path], None]
+    fit: Callable[[Inputs, Path, Targets, int, Path], None]
 
 
 @dataclass(frozen=True)
@@ -88,3 +108,4 @@ class Kind:
     traits: Callable[[Any], Traits] = Traits
     reads: Literal["inputs", "texts"] = "inputs"
     of_gpu: bool = False
+    start: Start | None = None

@@ -13,7 +13,7 @@ from stackllm.members.decoder import DecoderParams
 from stackllm.members.frozen import FrozenParams
 from stackllm.members.lexical import LexicalParams
 from stackllm.members.own import is_own, own_kind
-from stackllm.members.protocol import Kind, Traits
+from stackllm.members.protocol import Kind, Start, Traits
 
 KINDS = {
     "lexical": Kind(LexicalParams, lexical.VERSION, lexical.fit, lexical.predict),
@@ -26,6 +26,7 @@ KINDS = {
         decoder.traits,
         reads="texts",
         of_gpu=True,
+        start=Start(decoder.read_start, decoder.fit_start),
     ),
     "features": Kind(BoostingParams, features.VERSION, features.fit, features.predict),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from stackllm.engine import ranks
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.progress import notes_of_this_unit
 from stackllm.errors import DataError, TrainingError
+from stackllm.llm.locate import prepare
 from stackllm.llm.trunk import TrunkParams
 from stackllm.members.build import StoredInputs
 from stackllm.members.inputs import Inputs, load_inputs
@@ -23,6 +24,9 @@ from stackllm.members.registry import Member, kind_of
 from stackllm.store.checkpoints import FITTED, checkpoint, keep
 from stackllm.store.digest import digest
 from stackllm.store.units import copy_files, make_unit
+
+_STARTS = "starts"
+"""Stage of what models start from."""
 
 
 def cross_fit_members(
@@ -62,9 +66,10 @@ def cross_fit_members(
     for of_gpu in (True, False):  # the slowest first
         for member in members:
             if kind_of(member.kind).of_gpu == of_gpu:
-                tasks = _tasks(member, fits, design, inputs, seed)
+                tasks = _tasks(member, fits, design, inputs, seed, engine.root)
                 if engine.lacks(tasks):
                     _prepare(member, engine, cache_trunk)
+                    _ensure_starts(member, fits, design, inputs, seed, engine)
                 models.setdefault(of_gpu, []).extend(tasks)
     number = fits[0].round
     if engine.dry_run:  # a plan tells them apart
@@ -85,6 +90,9 @@ def cross_fit_members(
 def _prepare(member: Member, engine: Engine, cache_trunk: Callable[[TrunkParams], None]) -> None:
     """What comes before a member is fitted, and only then."""
     traits = member.traits
+    if traits.backbone and not engine.dry_run:  # here and not in every worker at once
+        prepare(traits.backbone, engine.reporter.say)
+        traits = member.traits  # what is here by now can be looked at
     if traits.trunk:
         cache_trunk(traits.trunk)
     if traits.remark:
@@ -103,25 +111,90 @@ def stage_label(of_gpu: Sequence[bool], number: int) -> str:
     return f"{' and '.join(names)}, round {number}"
 
 
+def _ensure_starts(
+    member: Member,
+    fits: Sequence[Fit],
+    design: Design,
+    inputs: StoredInputs,
+    seed: int,
+    engine: Engine,
+) -> None:
+    """What the models of a place start from, whatever their seed: units that come before theirs."""
+    kind, traits = kind_of(member.kind), member.traits
+    if traits.starts is None or engine.dry_run:
+        return
+    read = make_unit(
+        f"{_STARTS}/{member.name}/states",
+        kind.version,
+        inputs.keys[kind.reads], traits.weights,
+        params=(member.kind, traits.starts, design.n_classes),
+    )  # fmt: skip
+    label = f"what {member.name} starts from, round {fits[0].round}"
+    task = Task(read, read_start, (member, design.n_classes, inputs.folder), gpu=traits.devices)
+    (states,) = engine.ensure(label, [task])
+    of_fits = {_start_of(member, place): place for place in _places(member, fits, design)}
+    engine.ensure(
+        label,
+        [
+            Task(
+                make_unit(path, kind.version, read.key, fit_key(place.fit), params=seed),
+                fit_start,
+                (member, place, inputs.folder, states, seed),
+            )
+            for path, place in of_fits.items()
+        ],
+    )
+
+
+def read_start(folder: Path, member: Member, n_classes: int, inputs_folder: Path) -> None:
+    """Write into ``folder`` what all models of a member read before they learn, once for all."""
+    start = kind_of(member.kind).start
+    assert start is not None
+    start.read(load_inputs(inputs_folder), member.params, n_classes, folder)
+
+
+def fit_start(
+    folder: Path, member: Member, place: Place, inputs_folder: Path, states: Path, seed: int
+) -> None:
+    """Write into ``folder`` what the models of a place start from."""
+    start = kind_of(member.kind).start
+    assert start is not None
+    start.fit(load_inputs(inputs_folder), states, place.fit.targets, seed, folder)
+
+
+def _start_of(member: Member, place: Place) -> str:
+    return f"{_STARTS}/{member.name}/{place.fit.name}"
+
+
 def _tasks(
-    member: Member, fits: Sequence[Fit], design: Design, inputs: StoredInputs, seed: int
+    member: Member,
+    fits: Sequence[Fit],
+    design: Design,
+    inputs: StoredInputs,
+    seed: int,
+    root: Path,
 ) -> list[Task]:
     kind, traits = kind_of(member.kind), member.traits
     name = "own" if is_own(member.kind) else member.kind
+    shared = kind.start is not None
     return [
         Task(
             make_unit(
                 place.path,
                 kind.version,
                 inputs.keys[kind.reads], fit_key(place.fit), traits.weights,
-                params=(name, traits.params, seed + place.seed),
+                # what seeds share comes of the run's, which nothing else here would tell
+                params=(name, traits.params, seed + place.seed, *([seed] if shared else [])),
             ),
             fit_member,
-            (member, place, inputs.folder, seed + place.seed),
+            (
+                member, place, inputs.folder, seed + place.seed,
+                root / _start_of(member, place),
+            ),
             together=kind.of_gpu,
             gpu=traits.devices,
         )
-        for place in [*places_of(member, fits, design), *full_places(member, design)]
+        for place in _places(member, fits, design)
     ]  # fmt: skip
 
 
@@ -162,6 +235,10 @@ def places_of(member: Member, fits: Sequence[Fit], design: Design) -> list[Place
     ]
 
 
+def _places(member: Member, fits: Sequence[Fit], design: Design) -> list[Place]:
+    return [*places_of(member, fits, design), *full_places(member, design)]
+
+
 def full_places(member: Member, design: Design) -> list[Place]:
     """Models on all training rows, one per seed, of a member that is refitted for the test."""
     traits = member.traits
@@ -172,8 +249,15 @@ def full_places(member: Member, design: Design) -> list[Place]:
     ]
 
 
-def fit_member(folder: Path, member: Member, place: Place, inputs_folder: Path, seed: int) -> None:
-    """Fit one model, and write it and its predictions into ``folder``.
+def fit_member(
+    folder: Path,
+    member: Member,
+    place: Place,
+    inputs_folder: Path,
+    seed: int,
+    start: Path,
+) -> None:
+    """Fit one model, from ``start`` if it shares one, and write it and its predictions into ``folder``.
 
     A model of hours is stored before it predicts: whatever happens then, the next attempt has it.
 
@@ -183,7 +267,9 @@ def fit_member(folder: Path, member: Member, place: Place, inputs_folder: Path, 
         If losses, weights or predictions are no numbers; it names the unit.
     """
     kind = kind_of(member.kind)
-    inputs = load_inputs(inputs_folder)
+    inputs = replace(
+        load_inputs(inputs_folder), start=start if member.traits.starts is not None else None
+    )
     fitted = checkpoint(FITTED) if kind.of_gpu else None
     if fitted is not None:
         copy_files(fitted, folder)

@@ -223,3 +223,36 @@ def test_a_stored_model_that_is_damaged_or_of_other_settings_is_not_taken(
         params, training=dataclasses.replace(params.training, learning_rate=0.05)
     )
     assert np.abs(contest(tmp_path / "other", longer).oof - whole.oof).max() > 1e-3
+
+
+def test_a_warm_head_is_computed_once_for_all_seeds(make_backbone, contest, tmp_path, monkeypatch):
+    params = make_params(make_backbone("llama"), 2, seeds=(0, 1), refit="full")
+    suiting, heads = decoder._suiting, []
+
+    def counting(*args):
+        heads.append(suiting(*args))
+        return heads[-1]
+
+    monkeypatch.setattr(decoder, "_suiting", counting)
+    contest(tmp_path / "run", params)
+    assert len(heads) == 4  # of three folds, and of all rows
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*/manifest.json")}
+    contest(tmp_path / "run", dataclasses.replace(params, seeds=(0, 1, 2)))
+    assert len(heads) == 4
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+    # what each of them would compute for itself is the same up to rounding
+    started, starts = decoder._start_head, []
+
+    def both(model, inputs, *args):
+        assert started(model, inputs, *args)
+        starts.append(models.last_linear(model).weight.detach().clone())
+        assert decoder.warm_head(model, inputs.groups, *args)
+        return True
+
+    monkeypatch.setattr(decoder, "_start_head", both)
+    contest(tmp_path / "again", dataclasses.replace(params, seeds=(0,), refit="folds"))
+    of_units = heads[-3:]
+    assert len(starts) == 3
+    for shared, (own, _) in zip(starts, of_units, strict=True):
+        np.testing.assert_allclose(shared, own, rtol=1e-2, atol=1e-2 * np.abs(own).max())
