@@ -270,13 +270,13 @@ def save_classifier(model: PeftModel, folder: Path) -> None:
 
 
 def logits(model: PeftModel, batch: Batch) -> Tensor:
-    """Scores of each class, float32 ``(n, n_classes)``."""
+    """Scores of each class, float32 ``(n, n_classes)``, on the batch's device wherever the head may be."""
     inner = plain(model)
     if reads_last_token(inner):
         scores: Tensor = inner.score(last_states(inner, batch))
     else:
         scores = inner(input_ids=batch.ids, attention_mask=batch.mask).logits
-    return scores.float()
+    return scores.float().to(batch.mask.device)
 
 
 def head_inputs(model: PeftModel, batch: Batch) -> Tensor | None:
@@ -292,7 +292,11 @@ def head_inputs(model: PeftModel, batch: Batch) -> Tensor | None:
         scores = logits(model, batch)
     finally:
         hook.remove()
-    pooled = len(seen) == 1 and seen[0][0].ndim == 2 and bool((seen[0][1].float() == scores).all())
+    pooled = (
+        len(seen) == 1
+        and seen[0][0].ndim == 2
+        and bool((seen[0][1].float().to(scores.device) == scores).all())
+    )
     return seen[0][0] if pooled else None
 
 

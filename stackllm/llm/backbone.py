@@ -19,7 +19,7 @@ from stackllm.errors import (
 )
 from stackllm.llm.layers import without_upper
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of, settings_of
-from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device
+from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device, gpus
 from stackllm.llm.memory import does_not_fit, is_out_of_memory, let_go
 from stackllm.llm.resident import resident
 
@@ -138,7 +138,7 @@ def load_model(
         not ``"auto"`` or ``"eager"`` may want a package or a GPU of its own.
     devices
         On ``"one"`` GPU, this process's, or its layers shared out over ``"all"``, which is for models
-        that are too large for one. Without a GPU both mean the CPU.
+        that are too large for one. With a single GPU, or none, both mean the same.
     unquantised
         Names of linear layers that ``"int8"`` and ``"nf4"`` leave as they are; none means those that
         transformers leaves.
@@ -174,7 +174,7 @@ def load_model(
             f'backbone "{name}": devices = "all" is for one process. Start the command without accelerate '
             'launch, or set devices = "one".'
         )
-    if devices == "all":
+    if devices == "all" and len(gpus()) > 1:  # one is one, with no copies between layers
         loading["device_map"] = "auto"
     elif device().type != "cpu":
         loading["device_map"] = {"": device()}

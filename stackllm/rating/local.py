@@ -18,6 +18,7 @@ from annotated_types import Len
 
 from stackllm.engine.local import Engine
 from stackllm.errors import UsageError
+from stackllm.llm.backbone import Devices
 from stackllm.llm.locate import EMBEDDED, revision_of
 from stackllm.llm.machine import Dtype, choose_dtype, gpus
 from stackllm.llm.memory import within_memory
@@ -53,6 +54,8 @@ class RaterParams:
         Longer texts are cut: questions in the middle, responses at the end.
     batch_tokens
         Tokens of a batch. None takes 1,024 on a CPU and 32,768 on a GPU.
+    devices
+        On which GPUs the LLM stands; as for the encoder.
     url, model
         An OpenAI-compatible endpoint and the model to ask there, instead of the LLM on this
         machine, such as ``"https://host/v1"``. The URL ends before ``/chat/completions``; a key
@@ -65,6 +68,7 @@ class RaterParams:
     max_question_tokens: TokenCount = 128
     max_response_tokens: TokenCount = 128
     batch_tokens: TokenCount | None = None
+    devices: Devices = "one"
     url: str = ""
     model: Annotated[str, Len(0, 1000)] = ""
 
@@ -108,7 +112,7 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
         engine,
         asked.block,
         f"prompts to put to {params.backbone}, in {dtype} ({reason})",
-        Weights(params.backbone, dtype),
+        Weights(params.backbone, dtype, devices=params.devices),
         answer_cases,
         asked,
         params,
