@@ -20,6 +20,7 @@ COMMANDS = {
     "optim": "Stage three alone, on anybody's submission.",
     "run": "All four steps.",
     "predict": "Apply a run's stored models to new groups.",
+    "export": "Export fine-tuned models for peft and the model hub.",
     "runs": "List all runs with their scores.",
     "clean": "Remove runs or parts of the cache.",
     "doctor": "Check what this machine has and what would be used.",
