@@ -147,7 +147,7 @@ def _deal(table: Table, settings: Settings, rounds: int) -> Design:
     else:  # nobody asks which part a row is in
         parts = np.zeros(len(test), dtype=np.int32)
     codes = np.unique(np.concatenate([train, test]), return_inverse=True)[1]
-    return Design(labels, folds, parts, codes, len(table.classes))
+    return Design(labels, folds, parts, codes, len(table.classes), table.classes)
 
 
 def _external(

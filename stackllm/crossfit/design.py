@@ -85,6 +85,8 @@ class Design:
         Group number of each row, training rows first, ``(n_train + n_test,)``.
     n_classes
         Number of classes.
+    classes
+        What they are called, where that is known.
     """
 
     labels: np.ndarray
@@ -92,6 +94,7 @@ class Design:
     parts: np.ndarray
     groups: np.ndarray
     n_classes: int
+    classes: tuple[str, ...] = ()
 
     @property
     def n_train(self) -> int:
@@ -117,7 +120,9 @@ class Design:
         """The true labels of every fold but one."""
         rows = np.flatnonzero(self.folds != fold)
         every = np.ones(len(rows))
-        return Targets(rows, self.labels[rows], every, every.astype(bool), self.n_classes)
+        return Targets(
+            rows, self.labels[rows], every, every.astype(bool), self.n_classes, self.classes
+        )
 
     def first_fits(self) -> list[Fit]:
         """The models of round 0."""
@@ -185,4 +190,5 @@ def join(first: Targets, second: Targets) -> Targets:
         np.concatenate([first.weights, second.weights]),
         np.concatenate([first.given, second.given]),
         first.n_classes,
+        first.classes,
     )

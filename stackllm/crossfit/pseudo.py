@@ -83,6 +83,7 @@ def pseudo_targets(
         params.weight * weights,
         np.zeros(len(rows), dtype=bool),
         design.n_classes,
+        design.classes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Targets:
         may be chosen: it agrees with the models that made it.
     n_classes
         Number of classes.
+    classes
+        What they are called, where that is known: no number depends on it.
     """
 
     rows: np.ndarray
@@ -31,15 +33,16 @@ class Targets:
     weights: np.ndarray
     given: np.ndarray
     n_classes: int
+    classes: tuple[str, ...] = ()
 
     def only(self, keep: np.ndarray) -> Targets:
         """The entries where ``keep``, bool ``(n,)``, holds."""
-        return Targets(
-            self.rows[keep],
-            self.labels[keep],
-            self.weights[keep],
-            self.given[keep],
-            self.n_classes,
+        return replace(
+            self,
+            rows=self.rows[keep],
+            labels=self.labels[keep],
+            weights=self.weights[keep],
+            given=self.given[keep],
         )
 
     def likeliest(self) -> Targets:

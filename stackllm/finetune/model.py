@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,8 +31,9 @@ from stackllm.finetune.structure import (
     trained_copy,
 )
 from stackllm.llm.backbone import CLASSIFIER, Attention, Devices, load_model, quiet_libraries
+from stackllm.llm.hub import HubModel, cached_commit
 from stackllm.llm.layers import check_layers, plain, without_lower
-from stackllm.llm.locate import revision_of
+from stackllm.llm.locate import find_backbone, revision_of
 from stackllm.llm.resident import resident
 from stackllm.parameters import Name, PartOf, check
 from stackllm.store.records import read_json, write_json
@@ -250,23 +253,50 @@ def bare_classifier(
     return model.eval(), tokenizer
 
 
-def save_classifier(model: PeftModel, folder: Path) -> None:
+def save_classifier(
+    model: PeftModel,
+    folder: Path,
+    backbone: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    classes: Sequence[str] = (),
+) -> None:
     """Write adapters and head as safetensors, as ``peft`` does, and always the same bytes.
 
-    The base model's configuration stands beside them: it knows the number of classes, which
-    ``peft`` does not store.
+    Parameters
+    ----------
+    model, folder
+        What, and where to.
+    backbone
+        What it was made from: a model of the hub is named with its commit, all else by its folder.
+    tokenizer
+        Its files stand beside the adapters.
+    classes
+        What the classes are called. The configuration beside the adapters says that and, which
+        ``peft`` does not store either, how many there are.
     """
     model.save_pretrained(folder, safe_serialization=True)
-    plain(model).config.save_pretrained(folder)
+    config = copy.deepcopy(plain(model).config)
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+    config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+        for path in [it for it in folder.iterdir() if it.is_dir()]:
+            shutil.rmtree(path)  # templates of chats by name, of no use to a classifier
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
     path = folder / "adapter_config.json"
-    config = read_json(path)
+    adapter = read_json(path)
     for key in ("target_modules", "modules_to_save"):  # sets: their order is chance
-        config[key] = sorted(set(config[key]))
-    base = Path(config["base_model_name_or_path"]).expanduser()
-    if base.is_dir():  # a relative one would be looked for wherever it is loaded
-        config["base_model_name_or_path"] = str(base.resolve())
-    write_json(path, config, indent=2, sort_keys=True)
+        adapter[key] = sorted(set(adapter[key]))
+    source = None if backbone is None else find_backbone(backbone)
+    base = Path(adapter["base_model_name_or_path"]).expanduser()
+    if isinstance(source, HubModel):
+        adapter["base_model_name_or_path"] = source.repo
+        adapter["revision"] = source.revision if source.is_pinned else cached_commit(source)
+    elif base.is_dir():  # a relative one would be looked for wherever it is loaded
+        adapter["base_model_name_or_path"] = str(base.resolve())
+    write_json(path, adapter, indent=2, sort_keys=True)
 
 
 def logits(model: PeftModel, batch: Batch) -> Tensor:

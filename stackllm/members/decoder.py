@@ -231,7 +231,7 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
         train(model, examples, training, seed, history, validate if len(held.rows) else None)
     except TrainingError as error:
         raise TrainingError(f"{error}{_keep_last_good(model)}") from error
-    save_classifier(model, folder)
+    save_classifier(model, folder, params.backbone, tokenizer, targets.classes)
     content = {
         "n_classes": targets.n_classes, "warm_head": warm, "params": dataclasses.asdict(params),
     }  # fmt: skip
