@@ -6,7 +6,7 @@ DEMO = --config $(SAMPLE)/stackllm.toml --name demo
 
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install develop demo test lint bench campaign docs clean
+.PHONY: install develop demo test lint bench campaign families docs clean
 
 install: $(VENV)/.installed
 develop: $(VENV)/.developed
@@ -40,6 +40,9 @@ bench: develop
 
 campaign: develop
 	$(BIN)/python -m benchmarks.campaign
+
+families: develop
+	$(BIN)/python docs/make_families.py
 
 docs: develop
 	$(BIN)/python docs/make_commands.py

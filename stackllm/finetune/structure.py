@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import load_skeleton
+from stackllm.llm.families import family_of
 from stackllm.llm.layers import goes_on_from_states, plain
 from stackllm.llm.locate import is_ready, revision_of
 
@@ -86,6 +87,7 @@ def _structure(backbone: str, revision: str) -> Structure:
         if isinstance(module, torch.nn.Linear)
         and not any(name.startswith(f"{each}.") for each in lists)
     ]
+    layers = tuple(_layers(model))
     missing = {"input_ids", "attention_mask"} - inspect.signature(model.forward).parameters.keys()
     if missing:  # padding would be read as text, or texts not at all
         raise UsageError(
@@ -94,8 +96,8 @@ def _structure(backbone: str, revision: str) -> Structure:
         )
     return Structure(
         reads_last_token(model),
-        reads_last_token(model) and goes_on_from_states(model),
-        tuple(_layers(model)),
+        bool(layers) and may_start_from_states(model),
+        layers,
         tuple(beside),
         getattr(model.config, "summary_type", None) == "last",  # XLNet and what follows it
     )
@@ -110,6 +112,12 @@ def reads_last_token(model: PreTrainedModel) -> bool:
 
     score = getattr(plain(model), "score", None)
     return isinstance(getattr(score, "original_module", score), torch.nn.Linear)
+
+
+def may_start_from_states(model: PreTrainedModel) -> bool:
+    """Is it a decoder whose upper layers can be trained from the output of the lower ones?"""
+    tried = family_of(model.config).trunk
+    return tried and reads_last_token(model) and goes_on_from_states(model)
 
 
 def head_names(model: PreTrainedModel) -> list[str]:

@@ -17,6 +17,8 @@ from stackllm.errors import (
     UsageError,
     first_line,
 )
+from stackllm.llm.families import check_reads
+from stackllm.llm.heads import add_classifier
 from stackllm.llm.layers import without_upper
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of, settings_of
 from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device, gpus
@@ -180,6 +182,7 @@ def load_model(
         loading["device_map"] = {"": device()}
     with _load_errors(name, kind):
         config = transformers.AutoConfig.from_pretrained(location, **shared, **options)
+    _check_family(name, config, kind)
     tokenizer = _load_tokenizer(name, location, shared)
     text = config.get_text_config()
     text.pad_token_id = _pad_token(text, tokenizer)  # before an embedding is made that looks at it
@@ -281,7 +284,17 @@ def _whole_config(name: str, echo: Callable[[str], None], kind: str) -> Pretrain
 
     local = {"local_files_only": True} if Path(location).exists() else {}
     with _load_errors(name, kind):
-        return AutoConfig.from_pretrained(location, trust_remote_code=False, **local)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **local)
+    _check_family(name, config, kind)
+    return config
+
+
+def _check_family(name: str, config: PretrainedConfig, kind: str) -> None:
+    """Refuse a type that is not read right; give one a classifier that transformers has none of."""
+    if kind == CLASSIFIER:
+        add_classifier(config)
+    else:
+        check_reads(name, config)
 
 
 def check_length(name: str, room: int | None, longest: int) -> None:

@@ -13,6 +13,7 @@ from annotated_types import Len
 from stackllm.engine.local import Engine
 from stackllm.llm.backbone import Attention, Devices, load_config
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
+from stackllm.llm.families import check_pools
 from stackllm.llm.locate import EMBEDDED, is_ready, revision_of
 from stackllm.llm.machine import Dtype, choose_dtype, gpus
 from stackllm.llm.memory import within_memory
@@ -128,7 +129,9 @@ def choose_layers(params: EncoderParams, engine: Engine) -> tuple[int, ...]:
             f"backbone {params.backbone} is not here yet, or not converted: all texts count as unread."
         )
         return ()
-    depth = load_config(params.backbone, engine.reporter.say).num_hidden_layers
+    config = load_config(params.backbone, engine.reporter.say)
+    check_pools(params.backbone, config)
+    depth = config.num_hidden_layers
     return tuple(max(1, round(share * depth)) for share in params.depths)
 
 

@@ -14,7 +14,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stackllm.errors import UsageError
 from stackllm.llm.families import Level, level_of
+from stackllm.llm.heads import body_of
 from stackllm.llm.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class Reading:
 
         before = ids.new_zeros((len(ids), 0)) if self.mask is None else self.mask
         mask = torch.cat([before, new], dim=1)
-        body = model.base_model
+        body = body_of(model)
         known = _parameters(type(body).forward)
         place = _CACHES[0] if _CACHES[0] in known else _CACHES[1]
         given = {
@@ -151,9 +153,19 @@ class Ends(NamedTuple):
     starts: list[int]
 
     def of(self, states: torch.Tensor) -> torch.Tensor:
-        """The ends' part ``(len(rows), longest, hidden)`` of what the pass made of its tokens."""
+        """The ends' part ``(len(rows), longest, hidden)`` of what the pass made of its tokens.
+
+        Raises
+        ------
+        UsageError
+            If that are other than ``(len(rows), width, hidden)``.
+        """
         import torch
 
+        if states.ndim != 3:
+            raise UsageError(
+                "the layers of this backbone do not hand on one state of each token. Choose another."
+            )
         longest = self.ids.shape[1]
         if not any(self.starts):
             return states[:, :longest]
@@ -202,7 +214,8 @@ def read_ends(
     heads = [prompt.prefix for prompt in prompts]
     lengths = list(map(len, heads))
     most = cost + _SPLIT_COST * budget
-    cut = like_length if level == "shared" else equal_length
+    apart = root and level == "front"  # padding would stand behind the root
+    cut = equal_length if apart else like_length
     for groups in cut(lengths, budget, most):
         head = begun.copy([0] * len(groups))
         if any(heads[g] for g in groups):

@@ -159,7 +159,6 @@ def _read(
     The latter are ``(n_rows, n_paths, longest path, hidden)``.
     """
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
     level = level_of(model)
     root = _common([prompt.prefix for prompt in prompts])
@@ -173,38 +172,33 @@ def _read(
         )
     )
     if level == "shared" and widest > window_of(model):
-        level = "equal"  # a window counts what pads a row inside
-    apart = level == "shared" and len(paths) > 1  # read in a pass of their own
+        level = "front"  # a window counts what pads a row inside
+    apart = level == "shared" and len(paths) > 1  # read in a pass of their own, after the ends
     tails = paths if paths and not apart else [[]]
     rest = [
         Prompt(prompt.prefix, [[*end, *tail] for end in prompt.responses for tail in tails])
         for prompt in rest
     ]
-    states: dict[tuple[int, int], torch.Tensor] = {}  # from each row's end on, along each path
+    lengths = [len(end) for prompt in rest for end in prompt.responses]
+    n_states = 1 + max(map(len, tails))  # from the end's last token on
+    rows: list[int] = []
+    states, along = [], []
     for ends in read_ends(model, rest, max(1, budget // max(1, len(paths))), root, level):
-        last = ends.of(ends.output.last_hidden_state)
-        for place, (row, mask) in enumerate(zip(ends.rows, ends.mask, strict=True)):
-            row, path = divmod(row, len(tails))
-            stop = int(mask.sum())
-            states[row, path] = last[place, stop - len(tails[path]) - 1 : stop]
+        hidden = ends.of(ends.output.last_hidden_state)
+        first = [lengths[row] - 1 - len(tails[row % len(tails)]) for row in ends.rows]
+        places = torch.tensor(first)[:, None] + torch.arange(n_states)
+        places = places.clamp(max=hidden.shape[1] - 1).to(hidden.device)
+        states.append(hidden[torch.arange(len(places), device=hidden.device)[:, None], places])
+        rows += ends.rows
         if apart:
             n = len(ends.rows)
             each = ends.reading.copy([place for place in range(n) for _ in paths])
             _, output = each.go_on(model, *pad(model, paths * n, left=False))
-            along = output.last_hidden_state.unflatten(0, (n, -1))
-            for place, row in enumerate(ends.rows):
-                for path, ids in enumerate(paths):
-                    states[row, path] = torch.cat(
-                        [states[row, 0][:1], along[place, path, : len(ids)]]
-                    )
-    n_rows = 1 + max(row for row, _ in states)
-    last = torch.stack([states[row, 0][0] for row in range(n_rows)])
-    if not paths:
-        return last, torch.empty(0)
-    later = pad_sequence(
-        [states[row, path][1:] for row in range(n_rows) for path in range(len(paths))], True
-    )
-    return last, later.unflatten(0, (n_rows, -1))
+            along.append(output.last_hidden_state.unflatten(0, (n, -1)))
+    back = torch.from_numpy(np.argsort(rows)).to(hidden.device)
+    # (n_rows, n_tails, n_states, hidden)
+    whole = torch.cat(states)[back].unflatten(0, (-1, len(tails)))
+    return whole[:, 0, 0], torch.cat(along)[back] if apart else whole[:, :, 1:]
 
 
 def _common(rows: list[list[int]]) -> list[int]:

@@ -199,13 +199,17 @@ def _read(
     outputs.clear()
     questions: dict[int, np.ndarray] = {}
     responses: dict[int, np.ndarray] = {}
+    group_of = [group for group, prompt in enumerate(prompts) for _ in prompt.responses]
     for ends in read_ends(model, opened(prompts), budget):
         if len(outputs) == 2:  # of questions as well, padded on the left
             for states, group in zip(outputs[0], ends.groups, strict=True):
                 length = len(prompts[group].prefix) - 1
                 questions[group] = _bits(states[len(states) - length :])
-        for states, row, mask in zip(outputs[-1], ends.rows, ends.mask, strict=True):
-            responses[row] = _bits(states[: mask.sum()])
+        each = zip(outputs[-1], ends.rows, ends.mask, ends.starts, strict=True)
+        for states, row, mask, start in each:
+            responses[row] = _bits(states[start : start + mask.sum()])
+            if start:  # read with its question before it
+                questions[group_of[row]] = _bits(states[:start])
         outputs.clear()
     groups, row = [], 0
     for group, prompt in enumerate(prompts):

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stackllm.errors import UsageError
+from stackllm.llm.heads import body_of
 
 if TYPE_CHECKING:
     import torch
@@ -192,8 +193,9 @@ def _head_alone(
     given = _Given()
     with ExitStack() as stack:
         stack.enter_context(_replaced(head, product))
-        for layers in (model.base_model, model.get_decoder()):  # OPT asks the latter by itself
-            stack.enter_context(_replaced(layers, given))
+        for layers in {body_of(model), model.get_decoder()}:  # OPT asks the latter by itself
+            if layers not in (model, head):  # which others call their decoder
+                stack.enter_context(_replaced(layers, given))
         yield logits_of
 
 
