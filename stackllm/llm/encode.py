@@ -15,7 +15,7 @@ from stackllm.llm.backbone import Attention, Devices, load_config
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.families import check_pools
 from stackllm.llm.locate import EMBEDDED, is_ready, revision_of
-from stackllm.llm.machine import Dtype, choose_dtype, gpus
+from stackllm.llm.machine import Precision, choose_dtype, gpus, settled
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import PromptParams, longest, make_prompts
 from stackllm.llm.rows import RowCache, Rows, Text, Weights, texts_of
@@ -37,7 +37,7 @@ class EncoderParams:
     backbone
         ``"smollm2"`` (embedded), a folder, or a hub name. In a settings file ``"none"``: no encoder.
     dtype
-        ``"auto"`` takes what the machine computes fastest in.
+        ``"auto"`` takes what the machine computes fastest in; ``"int8"`` and ``"nf4"`` pack the weights.
     depths
         Which layers are pooled, as shares of the network's depth, above 0 up to 1.
     max_question_tokens, max_response_tokens
@@ -52,7 +52,7 @@ class EncoderParams:
     """
 
     backbone: BackboneName = EMBEDDED
-    dtype: Dtype = "auto"
+    dtype: Precision = "auto"
     depths: Annotated[tuple[Share, ...], Len(1, 1000)] = (1 / 2, 2 / 3, 5 / 6)
     max_question_tokens: TokenCount = 96
     max_response_tokens: TokenCount = 128
@@ -101,7 +101,7 @@ def encode(
     dtype, reason = choose_dtype(params.dtype)
     layers = choose_layers(params, engine)
     identity = digest(
-        VERSION, revision_of(params.backbone), dtype, layers, _TEMPLATE,
+        VERSION, revision_of(params.backbone), settled(dtype), layers, _TEMPLATE,
         params.max_question_tokens, params.max_response_tokens, params.batch_tokens,
         params.attention,
     )  # fmt: skip

@@ -128,6 +128,17 @@ def compute_dtype(precision: str) -> str:
     return choose_dtype("auto")[0] if precision in QUANTISED else precision
 
 
+def settled(precision: str) -> str:
+    """A precision with what packed weights are computed in, which decides numbers as well.
+
+    Examples
+    --------
+    >>> settled("float16"), settled("nf4").partition("-")[0]
+    ('float16', 'nf4')
+    """
+    return f"{precision}-{compute_dtype(precision)}" if precision in QUANTISED else precision
+
+
 @contextlib.contextmanager
 def matrix_products(precision: str) -> Iterator[None]:
     """Multiply float32 matrices as weights of a precision deserve it.

@@ -19,6 +19,7 @@ import polars as pl
 from stackllm.engine.local import Engine, Task
 from stackllm.errors import StorageError
 from stackllm.llm.backbone import Attention, Devices, frozen_model
+from stackllm.llm.finite import finite_only
 from stackllm.llm.locate import prepare
 from stackllm.llm.machine import use_one_thread
 from stackllm.store.digest import digest
@@ -236,7 +237,10 @@ def read_shard(
         weights.backbone, weights.precision, weights.attention, weights.devices, weights.without_top
     )
     use_one_thread()
-    arrays = read(model, tokenizer, [item for _, item in shard], *args)
+    items = [item for _, item in shard]
+    arrays = finite_only(
+        model, weights.backbone, weights.precision, lambda: read(model, tokenizer, items, *args)
+    )
     np.save(folder / "keys.npy", np.array([key.encode() for key, _ in shard]))
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)

@@ -20,7 +20,7 @@ from stackllm.engine.local import Engine
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import Devices
 from stackllm.llm.locate import EMBEDDED, revision_of
-from stackllm.llm.machine import Dtype, choose_dtype, gpus
+from stackllm.llm.machine import Precision, choose_dtype, gpus, settled
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, longest
 from stackllm.llm.rows import RowCache, Weights
@@ -49,7 +49,7 @@ class RaterParams:
     backbone
         The LLM on this machine: ``"smollm2"`` (embedded), a folder, or a hub name.
     dtype
-        ``"auto"`` takes what the machine computes fastest in.
+        ``"auto"`` takes what the machine computes fastest in; ``"int8"`` and ``"nf4"`` pack the weights.
     max_question_tokens, max_response_tokens
         Longer texts are cut: questions in the middle, responses at the end.
     batch_tokens
@@ -64,7 +64,7 @@ class RaterParams:
 
     ask: tuple[Name, ...] = ()
     backbone: BackboneName = EMBEDDED
-    dtype: Dtype = "auto"
+    dtype: Precision = "auto"
     max_question_tokens: TokenCount = 128
     max_response_tokens: TokenCount = 128
     batch_tokens: TokenCount | None = None
@@ -138,7 +138,7 @@ def prompt_text(asked: Asked, case: Case, params: RaterParams) -> str:
 def _cache(asked: Asked, params: RaterParams, dtype: str) -> RowCache:
     """Where answers are kept, by all that decides them besides the texts."""
     identity = digest(
-        VERSION, asking.VERSION, revision_of(params.backbone), dtype, asked,
+        VERSION, asking.VERSION, revision_of(params.backbone), settled(dtype), asked,
         params.max_question_tokens, params.max_response_tokens,
     )  # fmt: skip
     return RowCache("rater", VERSION, identity)
