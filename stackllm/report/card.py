@@ -108,7 +108,7 @@ def card(record: Mapping[str, Any], name: str, n_groups: int, members: Sequence[
         f"response belongs to, given its question. Made by stackllm {record['stackllm']}; the numbers and names here "
         "are all that the card holds of the data.",
         _data(record, n_groups),
-        *(_member(member, record["classes"]) for member in members),
+        *(_member(member) for member in members),
         "## Licence\n\nAn adapter is of no use without the model that it stands on, and that model's licence holds for "
         "what is made of it. Whoever publishes this adds a `license:` to the head of this file that suits both.",
         "## Made with\n\n"
@@ -160,7 +160,7 @@ def _data(record: Mapping[str, Any], n_groups: int) -> str:
     )
 
 
-def _member(member: MemberCard, classes: Sequence[str]) -> str:
+def _member(member: MemberCard) -> str:
     base = member.base
     revision = f", revision `{base.revision}`" if base.revision else ""
     changed = changed_settings(member.params)
@@ -173,7 +173,7 @@ def _member(member: MemberCard, classes: Sequence[str]) -> str:
         ),
         _scores(member.scores),
         f"Settings that differ from stackllm's defaults:\n\n```toml\n{settings or '# none'}\n```",
-        _loading(member, classes),
+        _loading(member),
     ]
     return "\n\n".join(parts)
 
@@ -194,7 +194,7 @@ def _scores(scores: Mapping[str, Any]) -> str:
     )
 
 
-def _loading(member: MemberCard, classes: Sequence[str]) -> str:
+def _loading(member: MemberCard) -> str:
     reading, prompt = member.reading, member.reading.prompt
     middle = prompt.before_answer.rstrip(" ")
     opening = prompt.before_answer[len(middle) :]
@@ -215,10 +215,9 @@ question, response = "Why is the sky blue?", "Because of Rayleigh scattering."
 
 config = AutoConfig.from_pretrained(folder)
 model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, num_labels=config.num_labels, pad_token_id=config.pad_token_id
+    folder, id2label=config.id2label, label2id=config.label2id, pad_token_id=config.pad_token_id
 ).eval()
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
-CLASSES = {list(classes)!r}
 START, END = {list(reading.start)!r}, {list(reading.end)!r}
 
 
@@ -237,7 +236,7 @@ room = min({prompt.max_length_answer}, {prompt.max_length} - len(asked) - len(EN
 answered = cut(ids({opening!r} + response if response else ""), room, {prompt.keep_answer!r})
 with torch.inference_mode():
     logits = model(input_ids=torch.tensor([[*asked, *answered, *END]])).logits
-print(dict(zip(CLASSES, logits.float().softmax(-1)[0].tolist())))
+print(dict(zip(config.id2label.values(), logits.float().softmax(-1)[0].tolist())))
 ```
 
 The probabilities of several folders are averaged; those of rows that a model was trained on say nothing."""

@@ -1,9 +1,12 @@
 """What is exported loads with peft alone, says what it is, and replaces nothing."""
 
+import base64
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import fake_hub
 import numpy as np
 import polars as pl
 import pytest
@@ -155,6 +158,10 @@ def test_a_base_of_the_hub_is_named_in_every_adapter(run, tmp_path):
     for name in NAMES:
         config = read_json(tmp_path / "out" / name / "adapter_config.json")
         assert (config["base_model_name_or_path"], config["revision"]) == ("org/model", "abc")
+    everything = b"".join(it.read_bytes() for it in (tmp_path / "out").rglob("*") if it.is_file())
+    assert (
+        str(run.parents[2]).encode() not in everything
+    )  # where this user's models stand is no news
     assert '- "org/model"\n' in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -212,13 +219,117 @@ def test_what_an_upload_needs_is_asked_for_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_out_of_reach_is_a_sentence(run, tmp_path, monkeypatch):
+class _Writable(fake_hub._Handler):
+    """A hub that takes repositories and commits of small files, from whoever has the right token."""
+
+    def do_GET(self):
+        """Who is asking, and what is stored as git knows it."""
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        repo = "/".join(parts[2:4])
+        if not self._may():
+            self._answer(401, b"{}")
+        elif parts[1] == "whoami-v2":
+            self._answer(200, b'{"name": "me"}')
+        elif repo not in self.hub.stored:
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif parts[4:5] == ["tree"]:
+            tree = [
+                {"type": "file", "path": name, "size": len(it), "oid": git_name(it)}
+                for name, it in self.hub.stored[repo].items()
+            ]
+            self._answer(200, json.dumps(tree).encode())
+        else:
+            self._answer(200, json.dumps({"id": repo, "sha": "0" * 40}).encode())
+
+    def do_POST(self):
+        """A repository, which files are small, a commit of them."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        if not self._may():
+            return self._answer(401, b"{}")
+        if parts[1] == "validate-yaml":
+            return self._answer(200, b'{"errors": [], "warnings": []}')
+        if parts[1] == "repos":
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            self.hub.stored[repo] = {".gitattributes": b"*"}
+            self.hub.visible[repo] = not (
+                asked.get("private") or asked.get("visibility") == "private"
+            )
+            return self._answer(200, json.dumps({"url": f"{self.hub.address}/{repo}"}).encode())
+        repo = "/".join(parts[2:4])
+        if parts[4] == "preupload":
+            files = [
+                {"path": it["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for it in json.loads(body)["files"]
+            ]
+            return self._answer(200, json.dumps({"files": files}).encode())
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                content = base64.b64decode(line["value"]["content"])
+                self.hub.stored[repo][line["value"]["path"]] = content
+        told = {"commitUrl": f"{self.hub.address}/{repo}/commit/0", "commitOid": "0"}
+        return self._answer(200, json.dumps(told).encode())
+
+    def _may(self):
+        return self.headers.get("Authorization") == "Bearer hf_right"
+
+    def _answer(self, status, content, headers=None):
+        asked, self.command = self.command, "GET"  # a POST is answered with content too
+        super()._answer(status, content, headers)
+        self.command = asked
+
+
+def git_name(content):
+    """What git calls a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@pytest.fixture
+def writable(hub, monkeypatch):
+    """A hub to upload to, for one who is logged in there."""
+    hub.stored, hub.visible = {}, {}
+    hub.server.RequestHandlerClass = type("Handler", (_Writable,), {"hub": hub})
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    return hub
+
+
+def test_an_upload_is_the_folder(run, tmp_path, writable):
+    exported = export(run, tmp_path / "out", "org/name", "org/model")
+    assert exported.url == f"{writable.address}/org/name"
+    stored = dict(writable.stored["org/name"])
+    assert stored.pop(".gitattributes")
+    assert not writable.visible["org/name"]
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert stored == {it.relative_to(tmp_path / "out").as_posix(): it.read_bytes() for it in files}
+    assert export(run, None, "org/name", "org/model").url == exported.url  # the same: nothing to do
+    export(run, None, "org/public", "org/model", public=True)
+    assert writable.visible["org/public"]
+
+
+def test_an_upload_replaces_nothing(run, writable):
+    export(run, None, "org/name", "org/model")
+    before = dict(writable.stored["org/name"])
+    with pytest.raises(UsageError, match='"org/name" holds something else already'):
+        export(run, None, "org/name", "org/other")
+    assert writable.stored["org/name"] == before
+
+
+def test_a_token_that_may_not_write_is_a_sentence(run, writable, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(MissingInputError, match="does not let this user write"):
+        export(run, None, "org/name", "org/model")
+
+
+def test_a_hub_out_of_reach_is_a_sentence(run, hub, monkeypatch):
     from huggingface_hub import constants
 
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(ServerError, match="out of reach"):
+        export(run, None, "org/name", "org/model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ServerError, match="HF_HUB_OFFLINE is set"):
         export(run, None, "org/name", "org/model")
 
 
