@@ -20,6 +20,7 @@ from stackllm.crossfit.design import CrossFit
 from stackllm.crossfit.pseudo import audit
 from stackllm.engine.local import read_timings
 from stackllm.errors import StackllmError
+from stackllm.llm.locate import revision_of
 from stackllm.members.registry import Member
 from stackllm.members.stage import gather_full, gather_places, places_of
 from stackllm.metrics import log_loss
@@ -275,6 +276,7 @@ def _how_made(study: Study) -> dict[str, Any]:
         "versions": {name: version(name) for name in PACKAGES},
         "settings": json.loads(json.dumps(dataclasses.asdict(study.settings))),
         "inputs": {path: file_digest(Path(path)) for path in (data.train, data.test)},
+        "backbones": {name: revision_of(name) for name in study.settings.backbones},
         "classes": list(study.table.classes),
         "n_train": study.table.train.height,
         "n_test": study.table.test.height,
@@ -310,10 +312,25 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Settings that another result would come of, as they were; and whether the tables were others."""
     was, will = _flat(stored["settings"]), _flat(wanted["settings"])
     # a setting that another version knows and this one does not, or the other way, is no choice of the user's
-    names = sorted(name for name in was.keys() & will.keys() if was[name] != will[name])
+    names = sorted(name for name in was.keys() & will.keys() if not _same(was[name], will[name]))
     changed = [f"{name} = {was[name]}" for name in names]
+    revisions = stored.get("backbones", {})
+    changed += [
+        f"other weights of {name}"
+        for name, revision in wanted["backbones"].items()
+        if revisions.get(name, revision) != revision
+    ]
     tables = [sorted(record["inputs"].values()) for record in (stored, wanted)]
     return changed + (["other tables"] if tables[0] != tables[1] else [])
+
+
+def _same(was: Any, will: Any) -> bool:
+    """Are two settings one? Earlier versions wrote ``"auto"``, and LLMs of the hub without their commit."""
+    if isinstance(was, dict) and isinstance(will, dict):
+        return all(_same(was[name], will[name]) for name in was.keys() & will.keys())
+    if isinstance(was, list) and isinstance(will, list):
+        return len(was) == len(will) and all(map(_same, was, will))
+    return bool(was in (will, "auto")) or str(will).startswith((f"{was}@", f"{was}-"))
 
 
 _NO_DIFFERENCE = {"data.train", "data.test", "data.sample", "data.csv_safe", "pseudo.rounds"}

@@ -18,7 +18,6 @@ from stackllm.engine.local import Task
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import UNKNOWN, revision_of
-from stackllm.llm.machine import choose_dtype
 from stackllm.members import own
 from stackllm.members.boosting import predict_boosting
 from stackllm.members.build import build_inputs
@@ -79,8 +78,8 @@ def store_model(study: Study, played: Round, full: Sequence[str]) -> None:
     content = {
         "classes": list(study.table.classes),
         "data": dataclasses.asdict(settings.data),
-        "encoder": _as_computed(encoder) if encoder else None,
-        "rater": _as_computed(settings.rater),
+        "encoder": dataclasses.asdict(encoder) if encoder else None,
+        "rater": dataclasses.asdict(settings.rater),
         "backbones": {name: revision_of(name) for name in settings.backbones},
         "recipes": [(recipe.path.name, recipe.needs) for recipe in study.recipes],
         "members": [_describe(member) for member in settings.members],
@@ -365,11 +364,6 @@ def _describe(member: Member) -> dict[str, Any]:
 
 def _predictor(kind: str) -> Predict:
     return own.predict if kind == _OWN else KINDS[kind].predict
-
-
-def _as_computed(params: EncoderParams | RaterParams) -> dict[str, Any]:
-    """Settings of an LLM with the precision that ``"auto"`` stood for on this machine."""
-    return {**dataclasses.asdict(params), "dtype": choose_dtype(params.dtype)[0]}
 
 
 def _check_weights(name: str, revision: str) -> None:

@@ -13,9 +13,16 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Ge, Le
 
 from stackllm.crossfit.pseudo import PseudoParams
-from stackllm.errors import DataError, MissingInputError, StackllmError, UsageError, did_you_mean
+from stackllm.errors import (
+    DataError,
+    MissingInputError,
+    ServerError,
+    StackllmError,
+    UsageError,
+    did_you_mean,
+)
 from stackllm.llm.encode import EncoderParams
-from stackllm.llm.locate import anchored, check_backbone
+from stackllm.llm.locate import anchored, check_backbone, with_revision
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.external import ExternalParams
 from stackllm.members.own import is_own
@@ -24,6 +31,7 @@ from stackllm.parameters import (
     BACKBONE,
     FILE,
     FileName,
+    Name,
     Seed,
     check,
     hints_of,
@@ -43,6 +51,14 @@ NO_BACKBONE = "none"
 """As ``[encoder] backbone``: there is no encoder."""
 
 Params = TypeVar("Params")
+
+_REVISION = "revision"
+"""A key beside an LLM's: its commit, branch or tag in the hub. To everything below it is a part of the LLM's name."""
+
+
+@dataclass(frozen=True)
+class _Pin:
+    revision: Name
 
 
 @dataclass(frozen=True)
@@ -108,9 +124,15 @@ class Settings:
         named = {name for member in self.members if (name := member.traits.backbone)}
         if self.encoder:
             named.add(self.encoder.backbone)
-        if self.rater.ask and not self.rater.url:
+        if self.asks:
             named.add(self.rater.backbone)
         return tuple(sorted(named))
+
+    @property
+    def asks(self) -> bool:
+        """Is a recipe going to ask an LLM on the run's machines?"""
+        of_own = any(name.lower().endswith(".toml") for name in self.recipes)
+        return bool((self.rater.ask or of_own) and not self.rater.url)
 
 
 _SECTIONS = {
@@ -188,7 +210,7 @@ def given_data() -> dict[str, Any]:
     return {name: getattr(settings.data, name) for name in _read(None)[0].get("data", {})}
 
 
-def check_llms(settings: Settings) -> None:
+def check_llms(settings: Settings, dry_run: bool = False) -> None:
     """Refuse an LLM that cannot be reached as it is named, before any work.
 
     Raises
@@ -197,9 +219,15 @@ def check_llms(settings: Settings) -> None:
         If its folder is not there, or not what can be loaded.
     UsageError
         If it is none to read with, or the address of its server is wrong.
+    ServerError
+        If it is not here and its hub is out of reach; a dry run may do without.
     """
     for name in settings.backbones:
-        check_backbone(name)
+        try:
+            check_backbone(name)
+        except ServerError:
+            if not dry_run:
+                raise
     if settings.rater.ask and settings.rater.url:
         check_url(settings.rater.url, settings.server.allow_http)
 
@@ -238,7 +266,10 @@ def build(
     """
     hints, wrong = hints_of(params), UsageError if options else DataError
     values, tables = {}, {}
+    backbone = next((name for name, hint in hints.items() if BACKBONE in marks(hint)), None)
     for name, value in given.items():
+        if name == _REVISION and backbone:
+            continue  # a part of the LLM's name
         if name not in hints:
             raise wrong(f'{where} has no key "{name}". {_place_of(name, hints)}')
         if dataclasses.is_dataclass(hints[name]):
@@ -258,6 +289,13 @@ def build(
             name: _anchored(hints[name], value, folder, label(name))
             for name, value in checked.items()
         }
+    if backbone and _REVISION in given:
+        revision = validated(_Pin, {_REVISION: given[_REVISION]}, label, wrong)[_REVISION]
+        named = checked.get(backbone, getattr(base or params(), backbone))
+        try:
+            checked[backbone] = with_revision(named, revision)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
     for entry in dataclasses.fields(params):  # type: ignore[arg-type]
         missing = entry.default is entry.default_factory is dataclasses.MISSING
         if base is None and missing and entry.name not in checked:

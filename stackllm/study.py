@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from stackllm.crossfit.design import CrossFit, Design
 from stackllm.crossfit.folds import assign_folds, check_folds
 from stackllm.engine.local import Task
 from stackllm.errors import DataError
+from stackllm.llm.choices import Choices, choose
 from stackllm.members.external import read_external
 from stackllm.members.registry import check_tables
 from stackllm.recipes.loader import ENCODER_BLOCK, Recipe, find_recipes
@@ -35,7 +36,7 @@ class Study:
     Parameters
     ----------
     settings
-        What the user asked for.
+        What the user asked for, with what the run has chosen in place of every ``"auto"``.
     table
         The checked table.
     layout
@@ -83,10 +84,11 @@ def open_study(
     MissingInputError, DataError, UsageError, StorageError
         With a sentence for the user.
     """
+    settings, choices = settle(settings, workspace)
     check_tables(settings.members, [params.name for params in settings.external])
     without = () if settings.encoder else (ENCODER_BLOCK,)
     recipes = find_recipes(settings.recipes, without, settings.rater.ask)
-    check_llms(settings)
+    check_llms(settings, workspace.dry_run)
     table = read_training(settings.data)
     workspace.reporter.tell((*settings.notes, *table.notes), table.warnings)
     sample = settings.data.sample
@@ -96,7 +98,25 @@ def open_study(
         labels = read_scored(truth, table.test_rows(), table.classes, settings.data, workspace)
     design = _deal(table, settings, rounds)
     external = _external(settings, table, design, workspace)
+    if not workspace.dry_run:
+        choices.write(workspace.root)
     return Study(settings, table, layout, recipes, design, external, labels, workspace)
+
+
+def settle(settings: Settings, workspace: Workspace) -> tuple[Settings, Choices]:
+    """The settings with what the run has chosen in place of ``"auto"`` and of branches; see :func:`~stackllm.llm.choices.choose`."""
+    readers = [*(member.params for member in settings.members), settings.encoder, settings.rater]
+    if not settings.asks:
+        readers.pop()  # an LLM that nobody asks is not even looked for
+    made, choices = choose(readers, workspace)
+    n_members = len(settings.members)
+    members = zip(settings.members, made[:n_members], strict=True)
+    return replace(
+        settings,
+        members=tuple(replace(member, params=params) for member, params in members),
+        encoder=made[n_members],
+        rater=made[-1] if settings.asks else settings.rater,
+    ), choices
 
 
 def read_scored(

@@ -21,7 +21,15 @@ from stackllm.llm.families import check_reads
 from stackllm.llm.heads import add_classifier
 from stackllm.llm.layers import without_upper
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of, settings_of
-from stackllm.llm.machine import QUANTISED, Dtype, choose_dtype, compute_dtype, device, gpus
+from stackllm.llm.machine import (
+    QUANTISED,
+    Dtype,
+    choose_dtype,
+    compute_dtype,
+    device,
+    gpus,
+    packing,
+)
 from stackllm.llm.memory import does_not_fit, is_out_of_memory, let_go
 from stackllm.llm.resident import resident
 
@@ -399,7 +407,7 @@ def weights_options(precision: str, unquantised: Sequence[str] = ()) -> dict[str
     import torch
 
     compute = getattr(torch, compute_dtype(precision))
-    if precision not in QUANTISED:
+    if packing(precision) not in QUANTISED:
         return {"dtype": compute}
     from transformers import BitsAndBytesConfig
 
@@ -409,5 +417,7 @@ def weights_options(precision: str, unquantised: Sequence[str] = ()) -> dict[str
             "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute,
         },
     }  # fmt: skip
-    config = BitsAndBytesConfig(llm_int8_skip_modules=list(unquantised) or None, **bits[precision])
+    config = BitsAndBytesConfig(
+        llm_int8_skip_modules=list(unquantised) or None, **bits[packing(precision)]
+    )
     return {"dtype": compute, "quantization_config": config}

@@ -36,8 +36,11 @@ class EncoderParams:
     ----------
     backbone
         ``"smollm2"`` (embedded), a folder, or a hub name. In a settings file ``"none"``: no encoder.
+        ``revision`` beside it names a commit, branch or tag of the hub, as ``"org/name@revision"`` does; a
+        run stays with the commit that it began with.
     dtype
-        ``"auto"`` takes what the machine computes fastest in; ``"int8"`` and ``"nf4"`` pack the weights.
+        ``"auto"`` takes what the machine that begins the run computes fastest in; ``"int8"`` and ``"nf4"``
+        pack the weights, and compute in what follows the dash, or as ``"auto"``.
     depths
         Which layers are pooled, as shares of the network's depth, above 0 up to 1.
     max_question_tokens, max_response_tokens
@@ -99,6 +102,7 @@ def encode(
         If the backbone cannot be loaded, or memory does not even hold one text.
     """
     dtype, reason = choose_dtype(params.dtype)
+    told = f"{dtype} ({reason})" if params.dtype == "auto" else dtype
     layers = choose_layers(params, engine)
     identity = digest(
         VERSION, revision_of(params.backbone), settled(dtype), layers, _TEMPLATE,
@@ -109,7 +113,7 @@ def encode(
         texts_of(rows),
         engine,
         "encoder",
-        f"texts to read with {params.backbone}, in {dtype} ({reason})",
+        f"texts to read with {params.backbone}, in {told}",
         Weights(params.backbone, dtype, params.attention, params.devices),
         read_texts,
         params,

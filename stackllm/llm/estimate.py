@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stackllm.llm.backbone import load_skeleton
 from stackllm.llm.layers import layers_of
-from stackllm.llm.machine import Gpu, compute_dtype
+from stackllm.llm.machine import Gpu, compute_dtype, packing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -50,9 +50,9 @@ class Matrix:
     def n_bytes(self, precision: str) -> int:
         """Of its weights in a precision."""
         size = self.outputs * self.inputs
-        if precision == "nf4":
+        if packing(precision) == "nf4":
             return math.ceil(size / 2) + 4 * math.ceil(size / _BLOCK) + _TABLE
-        if precision == "int8":
+        if packing(precision) == "int8":
             return size + 4 * self.outputs  # a scale per output
         return size * _WIDTH[precision]
 

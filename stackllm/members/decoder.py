@@ -81,8 +81,11 @@ class DecoderParams:
     ----------
     backbone
         ``"smollm2"`` (embedded), a folder, or a hub name.
+        ``revision`` beside it names a commit, branch or tag of the hub, as ``"org/name@revision"`` does; a
+        run stays with the commit that it began with.
     precision
-        Of the frozen weights; ``"int8"`` and ``"nf4"`` quantise them (QLoRA).
+        Of the frozen weights; ``"int8"`` and ``"nf4"`` quantise them (QLoRA), and compute in what follows the
+        dash, or as ``"auto"``: in what suits the machine that begins the run.
     trainable_layers
         How many layers at the top are trained, or ``"all"``. Decoders start from the cached output of
         the others.

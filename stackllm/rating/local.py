@@ -48,8 +48,11 @@ class RaterParams:
         and asking it costs about as long as the encoder.
     backbone
         The LLM on this machine: ``"smollm2"`` (embedded), a folder, or a hub name.
+        ``revision`` beside it names a commit, branch or tag of the hub, as ``"org/name@revision"`` does; a
+        run stays with the commit that it began with.
     dtype
-        ``"auto"`` takes what the machine computes fastest in; ``"int8"`` and ``"nf4"`` pack the weights.
+        ``"auto"`` takes what the machine that begins the run computes fastest in; ``"int8"`` and ``"nf4"``
+        pack the weights, and compute in what follows the dash, or as ``"auto"``.
     max_question_tokens, max_response_tokens
         Longer texts are cut: questions in the middle, responses at the end.
     batch_tokens
@@ -107,11 +110,12 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
         In a dry run, if a case is not in the cache.
     """
     dtype, reason = choose_dtype(params.dtype)
+    told = f"{dtype} ({reason})" if params.dtype == "auto" else dtype
     cached = _cache(asked, params, dtype).ensure(
         cases,
         engine,
         asked.block,
-        f"prompts to put to {params.backbone}, in {dtype} ({reason})",
+        f"prompts to put to {params.backbone}, in {told}",
         Weights(params.backbone, dtype, devices=params.devices),
         answer_cases,
         asked,

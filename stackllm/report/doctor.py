@@ -10,7 +10,8 @@ from pathlib import Path
 
 from stackllm import __version__
 from stackllm.errors import StackllmError
-from stackllm.llm.locate import cache_folder, find_backbone
+from stackllm.llm.digests import cache_folder
+from stackllm.llm.locate import find_backbone
 from stackllm.llm.machine import choose_dtype, gpus
 from stackllm.recipes.loader import find_asked, find_recipes
 

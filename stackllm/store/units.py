@@ -99,8 +99,8 @@ def _key(path: str, parts: dict[str, str]) -> str:
     return digest(path.split("/")[0], parts)
 
 
-def state(root: Path, unit: Unit) -> str:
-    """Why a unit will run or be re-used.
+def state(root: Path, unit: Unit, hashed: Callable[[Path], str] = file_digest) -> str:
+    """Why a unit will run or be re-used; ``hashed`` gives a file's SHA-256.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def state(root: Path, unit: Unit) -> str:
     try:
         manifest = _read_manifest(folder)
         if unit.key in _keys(manifest):
-            return REUSED if _files_match(folder, manifest["files"]) else "corrupt"
+            return REUSED if _files_match(folder, manifest["files"], hashed) else "corrupt"
         stored = manifest["parts"]
     except OSError as error:
         if error.errno in _OF_THE_FILE:
@@ -293,7 +293,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _files_match(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
+def _files_match(
+    folder: Path, files: dict[str, dict[str, Any]], hashed: Callable[[Path], str] = file_digest
+) -> bool:
     """Is every file there as it was written, and none beside them?
 
     Raw formats accept almost every flipped bit, so the digest is the only guard.
@@ -302,6 +304,6 @@ def _files_match(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
     return names == set(files) and all(
         not (folder / name).is_symlink()
         and (folder / name).stat().st_size == entry["size"]
-        and file_digest(folder / name) == entry["sha256"]
+        and hashed(folder / name) == entry["sha256"]
         for name, entry in files.items()
     )
