@@ -163,6 +163,7 @@ def judge(name: str) -> Verdict:
     def classify() -> float:
         nonlocal made
         with tempfile.TemporaryDirectory() as folder:
+            small.adapters_that_learn(small.classifier(model, Path(folder)))
             made = small.classifier(model, Path(folder))
         return small.classifier_error(model, made)
 

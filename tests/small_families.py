@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stackllm.finetune.model import Batch, logits
+from stackllm.finetune.model import Batch, LoraParams, _targets, logits
 from stackllm.finetune.structure import _layers, may_start_from_states, reads_last_token
 from stackllm.llm.encoder import read_groups
 from stackllm.llm.heads import add_classifier, body_of
@@ -284,6 +284,29 @@ def has_classifier(family: str) -> bool:
     )
 
     return family in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+
+def adapters_that_learn(made: Any) -> tuple[set[str], set[str]]:
+    """Adapters by the name of what they adapt: those that a step changes, and all. It uses the classifier up."""
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets = _targets("", made, LoraParams(dropout=0.0), ())
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=targets)
+    adapted = get_peft_model(made, config).train()
+    ids, mask = pad(made, [prefix + end for prefix, end in ROWS], left=False)
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            value.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    scores = logits(adapted, Batch(ids, None, mask))
+    torch.nn.functional.cross_entropy(scores, torch.arange(len(ids)) % N_CLASSES).backward()
+    found = {
+        name.partition(".lora_A")[0].removeprefix("base_model.model."): value.grad
+        for name, value in adapted.named_parameters()
+        if "lora_A" in name
+    }
+    learn = {name for name, grad in found.items() if grad is not None and bool(grad.any())}
+    return learn, set(targets)
 
 
 def starts_from_trunk(made: Any) -> bool:

@@ -372,7 +372,9 @@ def _targets(
         return [
             name
             for name, module in body.items()
-            if isinstance(module, torch.nn.Linear | Conv1D) and _in_a_list(model, name)
+            if isinstance(module, torch.nn.Linear | Conv1D)
+            and _in_a_list(model, name)
+            and _hears_adapters(model, name)
         ]
     chosen = {
         wanted: [name for name in body if f".{name}".endswith(f".{wanted}")]
@@ -385,6 +387,19 @@ def _targets(
                 f"layers. {did_you_mean(wanted, {name.rsplit('.')[-1] for name in body})}"
             )
     return sorted({name for names in chosen.values() for name in names})
+
+
+def _hears_adapters(model: PreTrainedModel, name: str) -> bool:
+    """Is a linear layer called as one, so that what an adapter adds to its output is heard?
+
+    Routers give more than their product, and grouped products take other inputs. Layers that scan states
+    (Mamba) hand the weights of all but their first projection to a kernel, which peft refuses as well.
+    """
+    kind = type(model.get_submodule(name)).__name__
+    owner, _, last = name.rpartition(".")
+    weights = {own for own, _ in model.get_submodule(owner).named_parameters(recurse=False)}
+    scans = {"A_log", "D"} <= weights and last != "in_proj"
+    return not scans and not any(odd in kind for odd in ("Router", "Grouped"))
 
 
 def _in_a_list(model: PreTrainedModel, name: str) -> bool:

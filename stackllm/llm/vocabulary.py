@@ -143,12 +143,12 @@ def _sums_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
 def _product(head: Any, states: torch.Tensor) -> torch.Tensor | None:
     """Logits in float32 that nothing has rounded on the way, without a copy of the whole head.
 
-    None where the head itself does that, or its weights are packed and only it knows how to multiply.
+    None where the head itself does that, or its weights are packed or elsewhere, and only it knows how.
     """
     import torch
 
     weight, bias = head.weight, getattr(head, "bias", None)
-    if weight.dtype == torch.float32 or not weight.is_floating_point():
+    if weight.dtype == torch.float32 or weight.is_meta or not weight.is_floating_point():
         return None
     rows = states.flatten(0, -2).to(weight.device)
     if rows.dtype == weight.dtype and _sums_in_float32(weight.dtype, weight.device):
@@ -173,7 +173,8 @@ def _head_alone(
 
     head: Any = model.get_output_embeddings()
     multiply = head.forward  # its own, or what accelerate has put in its place
-    exact = exact or _sums_in_float32(head.weight.dtype, head.weight.device)  # costs nothing there
+    dtype, device = head.weight.dtype, head.weight.device
+    exact = exact or _sums_in_float32(dtype, device)  # costs nothing there
 
     def product(states: torch.Tensor) -> torch.Tensor:
         logits = _product(head, states) if exact else None

@@ -34,7 +34,7 @@ from stackllm.store.digest import digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)

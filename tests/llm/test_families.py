@@ -75,6 +75,14 @@ def test_classifiers_read_as_transformers_does_from_the_trunk_too(model, tmp_pat
     assert not starts or small.trunk_error(model, made) < 1e-4
 
 
+def test_every_adapter_learns(model, tmp_path):
+    """Also where kernels take weights without calling their layer, and routers are linear layers by name."""
+    learn, adapted = small.adapters_that_learn(small.classifier(model, tmp_path))
+    layers = {re.search(r"\.(\d+)\.", name)[1] for name in adapted}
+    assert len(layers) >= 2
+    assert learn == adapted
+
+
 @pytest.mark.parametrize("level", ["whole", "alone"])
 def test_texts_are_read_right_without_sharing(make_model, monkeypatch, tmp_path, level):
     model = make_model("mistral")

@@ -136,6 +136,18 @@ def test_the_head_is_widened_once_for_all_rows_and_never_as_a_whole(make_model, 
     assert widened == [500, 60, 60, 60, 60, 60]  # the states, and each part of the head
 
 
+def test_weights_that_are_fetched_for_each_pass(make_model):
+    from accelerate import cpu_offload
+
+    model = make_model("llama").to(torch.bfloat16)
+    hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.inference_mode():
+        expected = model.lm_head(hidden).float().log_softmax(-1)[:, [3, 250]]
+    cpu_offload(model, torch.device("cpu"))
+    assert model.lm_head.weight.is_meta
+    torch.testing.assert_close(score_among(model, hidden, [3, 250]), expected)
+
+
 def test_nothing_to_score(make_model):
     nothing = score_tokens(make_model("llama"), torch.zeros(0, 32), torch.zeros(0).long())
     assert nothing.shape == (0, 3)
