@@ -51,7 +51,7 @@ from stackllm.llm.machine import Precision, choose_dtype, compute_dtype, use_one
 from stackllm.llm.prompts import PromptParams, make_prompts
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
-from stackllm.members.linear import choose_penalty, logistic
+from stackllm.members.linear import fit_head
 from stackllm.members.protocol import Traits
 from stackllm.metrics import log_loss
 from stackllm.parameters import BackboneName, Seed, check
@@ -374,8 +374,7 @@ def _suiting(
     scale = np.maximum(states.std(axis=0), 1e-6)
     features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
     features[rows] = (states - centre) / scale
-    c = choose_penalty(features, groups, targets, _PENALTIES, 300, seed, biased)
-    weights, bias = logistic(features[targets.rows], targets, c, 300, biased)
+    _, weights, bias = fit_head(features, groups, targets, _PENALTIES, 300, seed, biased)
     weights = weights / scale
     return weights, bias - weights @ centre
 

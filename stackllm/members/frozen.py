@@ -6,7 +6,7 @@ answers to a question share says nothing about who wrote which.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +15,12 @@ from annotated_types import Ge, Le, Len
 
 from stackllm.crossfit.targets import Targets
 from stackllm.members.inputs import Inputs
-from stackllm.members.linear import choose_penalty, class_probabilities, logistic
+from stackllm.members.linear import class_probabilities, fit_head
 from stackllm.parameters import check
 from stackllm.recipes.within import centre
 from stackllm.store.records import read_json, write_json
 
-VERSION = 1
+VERSION = 2
 
 _BLOCKS = ("text_", "likelihood_")
 
@@ -52,11 +52,17 @@ class FrozenParams:
 
 def fit(inputs: Inputs, targets: Targets, params: FrozenParams, seed: int, folder: Path) -> None:
     """Fit on ``targets`` and write the model's arrays into ``folder``."""
-    features = _features(inputs, params.centred)
-    mean, scale = _standardisation(features[np.unique(targets.rows)])
-    features = _standardise(features, mean, scale)
-    chosen = choose_penalty(features, inputs.groups, targets, params.c, params.max_iter, seed)
-    weights, bias = logistic(features[targets.rows], targets, chosen, params.max_iter)
+    rows, entries = np.unique(targets.rows, return_inverse=True)
+    features = _features(inputs, params.centred)[rows]
+    mean, scale = _standardisation(features)
+    chosen, weights, bias = fit_head(
+        _standardise(features, mean, scale),
+        inputs.groups[rows],
+        replace(targets, rows=entries),
+        params.c,
+        params.max_iter,
+        seed,
+    )
     for name, array in {"mean": mean, "scale": scale, "weights": weights, "bias": bias}.items():
         np.save(folder / f"{name}.npy", array)
     write_json(folder / "head.json", {"c": chosen, "centred": params.centred})
@@ -91,5 +97,7 @@ def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Features of mean 0 and deviation 1, within 8 deviations; what was not measured is the mean."""
-    standardised: np.ndarray = np.clip(np.nan_to_num((features - mean) / scale), -8, 8)
-    return standardised
+    standardised: np.ndarray = features - mean
+    standardised /= scale
+    np.nan_to_num(standardised, copy=False)  # in place: such a matrix may be of GiB
+    return np.clip(standardised, -8, 8, out=standardised)

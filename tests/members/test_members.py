@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 
 from stackllm.crossfit.design import CrossFit, Design, join
 from stackllm.crossfit.targets import Targets
@@ -155,6 +156,43 @@ def test_a_bound_on_the_steps_is_no_warning(recwarn):
     weights, _ = linear.logistic(draw.normal(size=(60, 5)), targets, 1e9, 1)
     assert np.isfinite(weights).all()
     assert not [it for it in recwarn if "converge" in str(it.message)]
+
+
+@pytest.mark.parametrize("n_present", [1, 2, 3])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("c", [0.01, 1.0])
+def test_of_more_features_than_rows_the_head_is_the_same(n_present, intercept, c, monkeypatch):
+    """Against scikit-learn to its end on all columns; some rows twice, with weights, one class absent."""
+    monkeypatch.setattr(linear, "_TOLERANCE", 1e-6)
+    draw = np.random.default_rng(0)
+    features = (draw.normal(size=(80, 300)) * draw.exponential(2, size=300)).astype(np.float32)
+    features[:, 7] = 0
+    rows = np.r_[np.arange(50), np.arange(20)]
+    labels = np.r_[np.arange(50), np.arange(20) + 1] % n_present
+    known = Targets(rows, labels, draw.uniform(0.2, 1, 70), np.ones(70, dtype=bool), 4)
+    groups = np.repeat(np.arange(16), 5)
+    chosen, weights, bias = linear.fit_head(features, groups, known, (c,), 500, 0, intercept)
+    assert chosen == c
+    assert (weights.shape, bias.shape) == ((4, 300), (4,))
+    assert (bias[n_present:] == -30).all()
+    probabilities = linear.class_probabilities(features, weights, bias)[:, :n_present]
+    if n_present == 1:
+        assert np.allclose(probabilities, 1)
+        return
+    exact = LogisticRegression(C=c, tol=1e-9, max_iter=10_000, fit_intercept=intercept)
+    exact.fit(features.astype(float)[rows], labels, sample_weight=known.weights)
+    np.testing.assert_allclose(probabilities, exact.predict_proba(features), atol=0.01)
+
+
+def test_more_features_than_rows_choose_the_penalty_that_all_columns_choose():
+    draw = np.random.default_rng(1)
+    features = draw.normal(size=(len(LABELS), 500)).astype(np.float32)
+    features[:, :9] += LABELS[:, None]
+    candidates = (1e-9, 0.003, 1e9)
+    every = targets(np.arange(len(LABELS)))
+    plain = linear.choose_penalty(features, GROUPS, every, candidates, 300, 0)
+    assert plain == 0.003
+    assert linear.fit_head(features, GROUPS, every, candidates, 300, 0)[0] == plain
 
 
 def test_unknown_views_are_refused():
