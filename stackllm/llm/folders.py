@@ -21,6 +21,8 @@ TOKENIZER_FILES = (
     "bpe.codes", "chat_template.*",
 )  # fmt: skip
 """Patterns of the files that a tokenizer may be made of."""
+_PACKED = ("quantization_config", "compression_config")
+_PACKED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -77,11 +79,38 @@ def check_folder(folder: Path) -> None:
             "config.json, weights and tokenizer."
         )
     contents = {path.name: _read_json(path) for path in _matching(folder, *_JSON)}
+    check_settings(folder)
     _check_weights(folder, contents)
     if not _matching(folder, *_VOCABULARIES):
         raise MissingInputError(
             f"{folder} has weights but no tokenizer. Copy tokenizer.json and tokenizer_config.json "
             "there from where the weights came from."
+        )
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse weights that were packed elsewhere, by what ``config.json`` and older tools' files say of them.
+
+    What each kind of them computes with differs from machine to machine, where it can be loaded at all, and
+    none of them is verified here; stackllm packs weights itself.
+
+    Raises
+    ------
+    StorageError
+        If the configuration is damaged.
+    UsageError
+        With the kind, and what to give instead.
+    """
+    config = _read_json(folder / "config.json")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    packed = [part[key] for part in parts for key in _PACKED if part.get(key)]
+    files = _matching(folder, *_PACKED_FILES)
+    if packed or files:
+        named = packed[0].get("quant_method") if packed and isinstance(packed[0], dict) else None
+        kind = named or (files[0].name if files else "of a kind that it does not name")
+        raise UsageError(
+            f"{folder} holds weights that are quantised already ({kind}), which stackllm does not read. Give the model "
+            'that they were made from: precision = "nf4" or "int8" quantises it here.'
         )
 
 

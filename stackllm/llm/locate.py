@@ -18,7 +18,7 @@ from stackllm.errors import (
     first_line,
 )
 from stackllm.llm.digests import cache_folder, known_digest
-from stackllm.llm.folders import check_folder, check_gguf, gguf_in
+from stackllm.llm.folders import check_folder, check_gguf, check_settings, gguf_in
 from stackllm.llm.hub import BRANCH, HubModel, hub_model, pin, settings_folder, whole_folder
 from stackllm.store.records import read_json, write_json
 from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
@@ -193,6 +193,7 @@ def check_backbone(name: str) -> Path | HubModel:
     if isinstance(source, HubModel):
         source = pin(source)
         _refuse_custom_code(settings_folder(source))
+        check_settings(settings_folder(source))
     else:
         (check_folder if source.is_dir() else check_gguf)(source)
     return source

@@ -51,6 +51,14 @@ def two_files(folder):
         (folder / name).write_bytes(b"GGUF")
 
 
+def says(**more):
+    def write(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **more}))
+
+    return write
+
+
 def of_another_kind(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "no_such_family"}))
@@ -77,6 +85,12 @@ BROKEN = {
     "no settings": (remove("config.json"), MissingInputError, "has no config.json. Give the folder of a model"),
     "nothing at all": (only(), MissingInputError, "has no config.json. Give the folder of a model"),
     "a family that nobody knows": (of_another_kind, UsageError, "no decoder that transformers can load .* Choose a language model"),
+    **{
+        f"weights as {kind}": (says(quantization_config={"quant_method": kind}), UsageError, rf"quantised already \({kind}\), .* Give the model that they were made from")
+        for kind in ("awq", "gptq", "fp8", "compressed-tensors", "mxfp4", "bitsandbytes")
+    },
+    "weights packed in a part": (says(text_config={"compression_config": {"format": "dense"}}), UsageError, "quantised already"),
+    "weights packed by an older tool": (write("quantize_config.json", "{}"), UsageError, r"quantised already \(quantize_config.json\)"),
     "an adapter": (holds_an_adapter, UsageError, r"holds an adapter.* trained on \(some/model\)"),
     "several GGUF files": (two_files, UsageError, "holds 2 GGUF files. Name the one to read, such as .*a.gguf"),
     "a GGUF file of nothing": (lambda folder: [only()(folder), (folder / "a.gguf").write_bytes(b"GGUF" + bytes(99))], StorageError, "a.gguf could not be converted .* Fetch it again"),
