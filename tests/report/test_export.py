@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from click.testing import CliRunner
 from conftest import write_table
 from helpers import digests
+from small_encoders import write_encoder
 
+from benchmarks.gpu.models import SHAPES, build, byte_tokenizer
 from stackllm import pipeline
 from stackllm.cli import cli
 from stackllm.errors import DataError, MissingInputError, ServerError, StorageError, UsageError
@@ -42,25 +45,43 @@ trainable_layers = 1
 seeds = [0, 1]
 refit = "full"
 [member.prompt]
-max_length_prompt = 5
-max_length_answer = 4
-max_length = 14
+max_length_prompt = 31
+max_length_answer = 40
+max_length = 90
 [member.lora]
 r = 2
 [member.training]
 epochs = 1
 batch_size = 8
 learning_rate = 1e-2
+[[member]]
+kind = "decoder"
+name = "whole"
+backbone = "{encoder}"
+precision = "float32"
+trainable_layers = "all"
+[member.prompt]
+instruction = "Answer : w7"
+before_question = " "
+max_length_prompt = 4
+max_length_answer = 40
+max_length = 14
+[member.training]
+epochs = 1
+learning_rate = 1e-3
 """
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_backbone):
-    """A finished run of two members, one of them fine-tuned, and the folder of its backbone."""
+def run(tmp_path_factory):
+    """A finished run of three members: n-grams, a fine-tuned decoder that reads bytes, a fine-tuned encoder."""
     folder = write_table(tmp_path_factory.mktemp("contest"), 8, 4)
-    backbone = make_backbone("llama", 2)
+    backbone = folder / "decoder"
+    byte_tokenizer().save_pretrained(backbone)
+    build(SHAPES["tiny"]).float().save_pretrained(backbone)
+    encoder = write_encoder(folder / "encoder", "distilbert")
     config = folder / "stackllm.toml"
-    config.write_text(CONFIG.format(folder=folder, backbone=backbone))
+    config.write_text(CONFIG.format(folder=folder, backbone=backbone, encoder=encoder))
     with open_workspace("ten", folder / "artifacts", n_jobs=1, quiet=True) as workspace:
         pipeline.run(read_settings(config, {}), workspace, until="stack")
     return folder / "artifacts" / "ten"
@@ -79,12 +100,14 @@ NAMES = (
     "tuned/round0_fold1_seed1",
     "tuned/round0_full_seed0",
     "tuned/round0_full_seed1",
+    "whole/round0_fold0_seed0",
+    "whole/round0_fold1_seed0",
 )
 
 
-def snippet(card):
-    """The code of the card that loads an adapter."""
-    return card.split("```python\n")[1].split("```")[0]
+def snippet(card, number):
+    """The code of the card that loads an adapter of a member."""
+    return card.split("```python\n")[1 + number].split("```")[0]
 
 
 def test_the_card_s_code_gives_what_the_run_predicted(run, tmp_path, monkeypatch, capsys):
@@ -92,13 +115,13 @@ def test_the_card_s_code_gives_what_the_run_predicted(run, tmp_path, monkeypatch
     assert exported.adapters == NAMES
     card = (tmp_path / "out" / "README.md").read_text()
     monkeypatch.chdir(tmp_path / "out")
-    for name, row in ((NAMES[0], 0), (NAMES[3], 5)):
+    for number, name, row in ((0, NAMES[0], 0), (0, NAMES[3], 5), (1, NAMES[7], 3)):
         predicted = np.load(run / "members" / name / "predictions.npy")
         folds = pl.read_parquet(run / "folds" / "folds.parquet")["fold"].to_numpy()
         place = np.flatnonzero(folds == int(name[17]))[row]
         rows = pl.read_parquet(next((run / "inputs").glob("*/texts.parquet")))
         question, response = rows.row(place)
-        code = snippet(card).replace(NAMES[0], name)
+        code = re.sub(r"folder = '.*'", f"folder = {name!r}", snippet(card, number))
         code = code.replace('"Why is the sky blue?"', repr(question))
         code = code.replace('"Because of Rayleigh scattering."', repr(response))
         exec(code, {})
@@ -119,6 +142,7 @@ def test_the_card_tells_what_the_run_is_and_no_text_of_it(run, tmp_path):
         assert f"{line}\n" in card
     assert "learning_rate = 0.01" in card
     assert "head_learning_rate" not in card  # a default
+    assert 'prompt.instruction = "Answer : w7"' in card
     assert "| `tuned/round0_fold1_seed0` | all folds but number 1; seed 0 |" in card
     train = pl.read_csv(run.parents[1] / "train.csv")
     everything = b"".join(it.read_bytes() for it in (tmp_path / "out").rglob("*") if it.is_file())
@@ -168,6 +192,7 @@ def test_a_base_of_the_hub_is_named_in_every_adapter(run, tmp_path):
 def test_a_run_that_ended_with_stage_one_gives_its_own_seeds_only(copied, tmp_path):
     record = read_json(copied / "run.json")
     record["until"] = "features"
+    del record["settings"]["members"][2]
     member = record["settings"]["members"][1]["params"]
     member |= {"seeds": [1], "refit": "folds"}  # what other settings left is no part of it
     write_json(copied / "run.json", record)
@@ -347,4 +372,4 @@ def test_the_command_tells_what_it_wrote(run, tmp_path):
     assert json.loads(told.output) == {
         "adapters": list(NAMES), "folder": str(tmp_path / "out"), "url": None,
     }  # fmt: skip
-    assert "6 adapters" in CliRunner().invoke(cli, words).output
+    assert "8 adapters" in CliRunner().invoke(cli, words).output
