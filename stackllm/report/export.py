@@ -260,6 +260,7 @@ def _scores(root: Path, name: str, unit: str) -> dict[str, Any]:
 
 
 def _reading(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> Reading:
+    from safetensors import safe_open
     from transformers import AutoTokenizer
 
     from stackllm.llm.backbone import quiet_libraries
@@ -268,9 +269,9 @@ def _reading(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> 
     here = (folder / "tokenizer_config.json").is_file()
     source = str(folder) if here else config["base_model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    closed = config["modules_to_save"] != [
-        "score"
-    ]  # the head of a decoder; others read whole texts
+    # the head of every decoder is called so; others read texts that their tokenizer closes
+    with safe_open(folder / "adapter_model.safetensors", "numpy") as weights:
+        closed = "base_model.model.score.weight" not in weights.keys()  # noqa: SIM118
     start, end = special_ends(tokenizer)
     if not closed:
         start, end = [it for it in tokenizer("").input_ids if it == tokenizer.bos_token_id], []

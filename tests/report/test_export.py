@@ -114,6 +114,8 @@ def test_the_card_s_code_gives_what_the_run_predicted(run, tmp_path, monkeypatch
     exported = export(run, tmp_path / "out")
     assert exported.adapters == NAMES
     card = (tmp_path / "out" / "README.md").read_text()
+    # an encoder's special tokens are spelt out in what it reads, a decoder's are not
+    assert ["split_special_tokens" in snippet(card, number) for number in (0, 1)] == [False, True]
     monkeypatch.chdir(tmp_path / "out")
     for number, name, row in ((0, NAMES[0], 0), (0, NAMES[3], 5), (1, NAMES[7], 3)):
         predicted = np.load(run / "members" / name / "predictions.npy")
