@@ -95,6 +95,15 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def free_memories() -> tuple[int | None, ...]:
+    """Bytes that are free on each of :func:`gpus`; None where nobody can be asked."""
+    if device().type != "cuda":
+        return (None,) * len(gpus())
+    import torch
+
+    return tuple(int(torch.cuda.mem_get_info(i)[0]) for i in range(len(gpus())))
+
+
 def choose_dtype(dtype: Precision) -> tuple[str, str]:
     """The precision to load weights in, and why.
 
