@@ -48,6 +48,13 @@ def peak(result: dict[str, Any], name: str) -> Iterator[None]:
     result[name] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
 
 
+def compared(estimated: int, peak_gib: float | None) -> dict[str, float | None]:
+    """The product's estimate of memory, in bytes, and how far it is from the peak, as a share of that."""
+    gib = estimated / 2**30
+    error = None if peak_gib is None else abs(gib / peak_gib - 1)
+    return {"estimate_gib": gib, "estimate_error": error}
+
+
 class Watch:
     """Counts and times what the product has transformers and peft do, whatever it calls in between.
 

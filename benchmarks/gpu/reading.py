@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.measure import Watch, peak, seconds
+from benchmarks.gpu.measure import Watch, compared, peak, seconds
 from benchmarks.gpu.models import FIRST_BYTE, build, device, make_rows
 from stackllm.llm.prompts import Prompt
 
@@ -28,6 +28,7 @@ _QUESTION = 96
 def encoder(bench: Bench, name: str, n_groups: int, longest: int) -> dict[str, Any]:
     """Two layers pooled and each response's likelihood, against two layers pooled by plain transformers."""
     from stackllm.llm.encoder import read_groups
+    from stackllm.llm.estimate import reading_bytes, sizes_of_skeleton
 
     shape, model = bench.shape(name), build(bench.shape(name))
     prompts = _prompts(bench.size(2, n_groups), _QUESTION, bench.size(24, longest))
@@ -40,6 +41,8 @@ def encoder(bench: Bench, name: str, n_groups: int, longest: int) -> dict[str, A
         taken = seconds(lambda: read_groups(model, prompts, layers, budget), bench.repeats)
     with peak(result, "plain_peak_gib"):
         plain = seconds(lambda: _pool(model, rows, layers, budget), bench.repeats)
+    estimated = reading_bytes(sizes_of_skeleton(model), "bfloat16", budget, len(layers))
+    result |= compared(estimated, result["peak_gib"])
     read = sum(
         len(it.prefix) - 1 + sum(len(ids) + 1 for ids in it.responses) for it in prompts
     )  # a question is read once, but for its last token, which each response begins with

@@ -22,7 +22,14 @@ from benchmarks.harness import Figure
 Results = dict[str, dict[str, Any]]
 """What each section gave, by its name."""
 
-_READ = ("tokens_s", "utilisation", "plain_tokens_s", "plain_utilisation", "vs_plain")
+_READ = (
+    "tokens_s",
+    "utilisation",
+    "plain_tokens_s",
+    "plain_utilisation",
+    "vs_plain",
+    "estimate_gib",
+)
 _RATED = ("rows_s", "utilisation", "vs_forward", "vs_generate4")
 _TUNED = (
     "training_tokens_s", "unit_seconds", "utilisation", "loading_saving_share", "loads",

@@ -52,6 +52,8 @@ class Reading:
         Does a text that spells out a special token count as its letters?
     own_tokenizer
         Does the tokenizer stand beside the adapter, and not only beside the base?
+    own_head
+        Has transformers no classifier of this type, so that stackllm's is needed to load it?
     """
 
     prompt: PromptParams
@@ -59,6 +61,7 @@ class Reading:
     end: Sequence[int]
     closed: bool
     own_tokenizer: bool
+    own_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,18 +206,20 @@ def _loading(member: MemberCard) -> str:
     letters = ", split_special_tokens=True" if reading.closed else ""
     tokenizer = "folder" if reading.own_tokenizer else repr(member.base.name)
     folder = next(iter(member.adapters))
+    imported = "from stackllm.llm.heads import add_classifier\n" if reading.own_head else ""
+    added = "add_classifier(config)  # transformers has none of this type\n" if imported else ""
     return f"""Load one of them, from the folder that this file is in (of the hub's, `huggingface_hub.snapshot_download` gives it):
 
 ```python
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoConfig, AutoTokenizer
-
+{imported}
 folder = {folder!r}
 question, response = "Why is the sky blue?", "Because of Rayleigh scattering."
 
 config = AutoConfig.from_pretrained(folder)
-model = AutoPeftModelForSequenceClassification.from_pretrained(
+{added}model = AutoPeftModelForSequenceClassification.from_pretrained(
     folder, id2label=config.id2label, label2id=config.label2id, pad_token_id=config.pad_token_id
 ).eval()
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})

@@ -262,6 +262,9 @@ def _scores(root: Path, name: str, unit: str) -> dict[str, Any]:
 def _reading(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> Reading:
     from safetensors import safe_open
     from transformers import AutoTokenizer
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
 
     from stackllm.llm.backbone import quiet_libraries
 
@@ -275,7 +278,9 @@ def _reading(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> 
     start, end = special_ends(tokenizer)
     if not closed:
         start, end = [it for it in tokenizer("").input_ids if it == tokenizer.bos_token_id], []
-    return Reading(PromptParams(**settings["prompt"]), start, end, closed, here)
+    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    own_head = read_json(folder / "config.json")["model_type"] not in known
+    return Reading(PromptParams(**settings["prompt"]), start, end, closed, here, own_head)
 
 
 def _count_groups(root: Path) -> int:

@@ -153,6 +153,19 @@ def test_the_card_tells_what_the_run_is_and_no_text_of_it(run, tmp_path):
     assert not list((tmp_path / "out").rglob("predictions.npy"))
 
 
+def test_a_type_without_a_classifier_is_loaded_with_ours(run, tmp_path, monkeypatch):
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    assert "llama" in known
+    lacking = {name: it for name, it in known.items() if name != "llama"}
+    monkeypatch.setattr(modeling_auto, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", lacking)
+    export(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ["add_classifier(config)" in snippet(card, number) for number in (0, 1)] == [True, False]
+    compile(snippet(card, 0), "card", "exec")
+
+
 def test_defaults_are_not_told():
     import dataclasses
 
