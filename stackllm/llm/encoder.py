@@ -107,9 +107,9 @@ def _pool(states: list[torch.Tensor], tail_mask: torch.Tensor) -> torch.Tensor:
     count = tail_mask.sum(1)  # question's last token included
     inside = tail_mask.clone()
     inside[:, 0] = (count == 1).long()  # an empty response pools the question's last token
-    weight = inside.float() / inside.sum(1, keepdim=True)
-    means = [torch.einsum("rt,rth->rh", weight.to(state.device), state.float()) for state in states]
-    return torch.stack([mean.to(weight.device) for mean in means], dim=1)
+    ones = inside.float()  # divided afterwards: TensorFloat-32 would round a share, and no 0 or 1
+    sums = [torch.einsum("rt,rth->rh", ones.to(state.device), state.float()) for state in states]
+    return torch.stack([it.to(ones.device) for it in sums], dim=1) / ones.sum(1)[:, None, None]
 
 
 def _likelihood(

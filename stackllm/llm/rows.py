@@ -21,7 +21,7 @@ from stackllm.errors import StorageError
 from stackllm.llm.backbone import Attention, Devices, frozen_model
 from stackllm.llm.finite import finite_only
 from stackllm.llm.locate import prepare
-from stackllm.llm.machine import use_one_thread
+from stackllm.llm.machine import matrix_products, use_one_thread
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
@@ -238,9 +238,10 @@ def read_shard(
     )
     use_one_thread()
     items = [item for _, item in shard]
-    arrays = finite_only(
-        model, weights.backbone, weights.precision, lambda: read(model, tokenizer, items, *args)
-    )
+    with matrix_products(weights.precision):
+        arrays = finite_only(
+            model, weights.backbone, weights.precision, lambda: read(model, tokenizer, items, *args)
+        )
     np.save(folder / "keys.npy", np.array([key.encode() for key, _ in shard]))
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)

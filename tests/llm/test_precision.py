@@ -110,6 +110,19 @@ def rater(backbone, dtype, engine):
     return rate(VOICE, cases, RaterParams(backbone=backbone, dtype=dtype), engine)
 
 
+def test_one_model_at_a_time_from_the_encoder_to_the_fine_tuning(backbone, engine, copies):
+    from stackllm.finetune.model import LoraParams, new_classifier
+
+    for reader in (encoder, trunk, rater, encoder):
+        reader(backbone, "float32", engine)
+    release()
+    new_classifier(backbone, "float32", 3, LoraParams(), 1, 0)
+    encoder(backbone, "int8", engine)
+    assert copies
+    assert set(copies) == {1}
+    release()
+
+
 @pytest.mark.parametrize("reader", [encoder, trunk, rater])
 def test_numbers_that_overflow_are_refused_and_not_stored(overflowing, engine, reader):
     with pytest.raises(
