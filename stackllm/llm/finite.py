@@ -83,5 +83,5 @@ def _sentence(backbone: str, precision: str) -> str:
     slowly = "" if native else ", which this machine only emulates (slow),"
     return (
         f"{said}They grow beyond 65,504, the most that float16 holds. Set dtype (of a member: precision) "
-        f'to "bfloat16"{slowly} or "float32", or take a backbone of another family.'
+        f'to "bfloat16"{slowly} or "float32"; where memory is short, to "nf4-float32".'
     )

@@ -59,7 +59,7 @@ def read(backbone, engine, dtype):
 
 @pytest.mark.parametrize(
     ("precision", "tolerance"),
-    [("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.05), ("nf4", 0.4)],
+    [("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.05), ("nf4", 0.4), ("nf4-float32", 0.4)],
 )
 def test_every_precision_reads_about_the_same(backbone, engine, precision, tolerance):
     exact, likelihood, identity = read(backbone, engine, "float32")
@@ -130,8 +130,9 @@ def test_numbers_that_overflow_are_refused_and_not_stored(overflowing, engine, r
     ) as caught:
         reader(overflowing, "float16", engine)
     assert caught.value.exit_code == 65
+    assert '"nf4-float32"' in str(caught.value)
     assert overflowing in str(caught.value)
     assert not list(engine.root.rglob("manifest.json"))
-    for dtype in ("float32", "bfloat16"):  # the way out works
+    for dtype in ("float32", "bfloat16", "nf4-float32"):  # the ways out work
         assert np.isfinite(reader(overflowing, dtype, engine)).all()
     release()
