@@ -5,14 +5,24 @@ What transformers says of a file that is damaged or not there names neither the 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stackllm.errors import MissingInputError, StorageError, UsageError
 
 _LFS = b"version https://git-lfs"
 """How a file begins that git has put in place of a large one that it did not fetch."""
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+"""How the name of a part of a GGUF file ends."""
+
+_GGUF_TEXT = 8
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Kinds of single values in a GGUF file: of text, and bytes of the others."""
 
 _JSON = ("config.json", "generation_config.json", "tokenizer*.json", "vocab.json", "*.index.json")
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
@@ -37,9 +47,13 @@ def gguf_in(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix.lower() == ".gguf" else None
     files = _matching(path, "*.gguf", "*.GGUF")
+    files = [
+        file for file in files if "mmproj" not in file.name.lower()
+    ]  # how images are read, beside it
     if not files or _matching(path, "*.safetensors"):
         return None
-    if len(files) > 1:
+    wholes = {_PART.sub("", file.name) for file in files}
+    if len(wholes) > 1:
         raise UsageError(
             f"{path} holds {len(files)} GGUF files. Name the one to read, such as {files[0]}."
         )
@@ -47,16 +61,80 @@ def gguf_in(path: Path) -> Path | None:
 
 
 def check_gguf(path: Path) -> None:
-    """Refuse what is called a GGUF file and is none.
+    """Refuse what is called a GGUF file and is none, or but a part of one.
 
     Raises
     ------
     MissingInputError, StorageError
         If it is a git-lfs pointer, or something else.
+    UsageError
+        If it is one of several parts.
     """
     _refuse_pointers([path])
     if not _beginning(path).startswith(b"GGUF"):
         raise StorageError(f"{path} is no GGUF file, or a damaged one. Fetch it again.")
+    part = _PART.search(path.name)
+    if part and int(part[2]) > 1:
+        first = path.with_name(f"{path.name[: part.start()]}-00001-of-{part[2]}.gguf")
+        raise UsageError(
+            f"{path} is one of {int(part[2])} parts of a GGUF file, and only whole ones can be read. Join them, with: "
+            f"llama-gguf-split --merge {first} WHOLE.gguf, and give that."
+        )
+
+
+def check_architecture(path: Path) -> None:
+    """Refuse a GGUF file of a family that transformers cannot convert.
+
+    Raises
+    ------
+    UsageError
+        With the family.
+    """
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    family = _architecture(path)
+    known = {_plain(name) for name in GGUF_SUPPORTED_ARCHITECTURES}
+    if family and _plain(family) not in known:
+        raise UsageError(
+            f'{path} is a GGUF file of the family "{family}", which transformers cannot read. Give the same model as a '
+            "folder that transformers saved, or another model."
+        )
+
+
+def _plain(family: str) -> str:
+    """A family's name as GGUF and transformers both write it."""
+    return family.replace("-", "").replace("_", "")
+
+
+def _architecture(path: Path) -> str:
+    """The family that a GGUF file names, where it does so before its lists, as every tool writes it; else empty.
+
+    Reading all that is in front of the weights, the vocabulary among it, takes seconds.
+    """
+    with (
+        path.open("rb") as file,
+        contextlib.suppress(struct.error),
+    ):  # one that ends here is damaged: loading says so
+        version, _, n_entries = struct.unpack("<4xIQQ", file.read(24))
+        if not 2 <= version <= 3:  # the first had other counts; of another byte order
+            return ""
+        for _ in range(min(n_entries, 64)):
+            key = _text(file)
+            (kind,) = struct.unpack("<I", file.read(4))
+            if kind == _GGUF_TEXT:
+                value = _text(file)
+                if key == "general.architecture":
+                    return value
+            elif kind in _GGUF_SIZES:
+                file.read(_GGUF_SIZES[kind])
+            else:
+                break
+    return ""
+
+
+def _text(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", file.read(8))
+    return file.read(min(length, 65_536)).decode("utf-8", "replace")
 
 
 def check_folder(folder: Path) -> None:

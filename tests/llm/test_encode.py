@@ -222,7 +222,7 @@ def test_a_damaged_converted_backbone_is_set_aside_told_and_made_again(tmp_path,
     monkeypatch.setenv("STACKLLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(converting, "find_backbone", lambda name: source)
     monkeypatch.setattr(
-        converting, "_convert", lambda source, folder: (folder / "config.json").write_text("{}")
+        converting, "_convert", lambda source, folder, _: (folder / "config.json").write_text("{}")
     )
     said = []
     victim = Path(converting.prepare("smollm2", said.append)) / "config.json"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,23 @@ def two_files(folder):
         (folder / name).write_bytes(b"GGUF")
 
 
+def gguf_of(family):
+    """A file whose header names a family, behind other values."""
+    text = lambda words: struct.pack("<Q", len(words)) + words  # noqa: E731
+    entries = [
+        text(b"general.alignment") + struct.pack("<II", 4, 32),
+        text(b"general.architecture") + struct.pack("<I", 8) + text(family),
+    ]
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(entries)) + b"".join(entries)
+
+
+def parts_of_one(folder):
+    only()(folder)
+    for i in (1, 2, 3):
+        (folder / f"big-0000{i}-of-00003.gguf").write_bytes(gguf_of(b"llama"))
+    (folder / "mmproj-big.gguf").write_bytes(gguf_of(b"clip"))
+
+
 def says(**more):
     def write(folder):
         config = json.loads((folder / "config.json").read_text())
@@ -94,6 +112,8 @@ BROKEN = {
     "an adapter": (holds_an_adapter, UsageError, r"holds an adapter.* trained on \(some/model\)"),
     "several GGUF files": (two_files, UsageError, "holds 2 GGUF files. Name the one to read, such as .*a.gguf"),
     "a GGUF file of nothing": (lambda folder: [only()(folder), (folder / "a.gguf").write_bytes(b"GGUF" + bytes(99))], StorageError, "a.gguf could not be converted .* Fetch it again"),
+    "a GGUF file in parts": (parts_of_one, UsageError, "one of 3 parts .* Join them, with: llama-gguf-split --merge .*big-00001-of-00003.gguf WHOLE.gguf"),
+    "a GGUF file of an unknown family": (lambda folder: [only()(folder), (folder / "a.gguf").write_bytes(gguf_of(b"no-such"))], UsageError, 'of the family "no-such", which transformers cannot read'),
     "a GGUF file that is a pointer": (lambda folder: [only()(folder), (folder / "a.gguf").write_text(POINTER)], MissingInputError, "a.gguf is not the file itself"),
     "a GGUF file that is none": (lambda folder: [only()(folder), (folder / "a.gguf").write_text("weights")], StorageError, "a.gguf is no GGUF file"),
 }  # fmt: skip
