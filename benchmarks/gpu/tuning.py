@@ -7,7 +7,7 @@ import importlib.util
 import statistics
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
@@ -261,6 +261,9 @@ def peft_unit(bench: Bench, name: str, n_groups: int = 256) -> dict[str, Any]:
     fit = task.design.first_fits()[0]
     folder = Path(mkdtemp(dir=bench.folder))
     lora, training = task.params.lora, task.params.training
+    strategy = "train_sampling_strategy"  # older releases have a switch instead
+    known = strategy in {it.name for it in fields(TrainingArguments)}
+    like_length = {strategy: "group_by_length"} if known else {"group_by_length": True}
     result: dict[str, Any] = {}
     with peak(result, "peak_gib"):
         start = time.perf_counter()
@@ -281,7 +284,7 @@ def peft_unit(bench: Bench, name: str, n_groups: int = 256) -> dict[str, Any]:
                 str(folder), num_train_epochs=training.epochs,
                 per_device_train_batch_size=training.batch_size, per_device_eval_batch_size=32,
                 learning_rate=training.learning_rate, bf16=True, bf16_full_eval=True,
-                train_sampling_strategy="group_by_length", save_strategy="no", report_to=[],
+                **like_length, save_strategy="no", report_to=[],
                 disable_tqdm=True, logging_strategy="no", use_cpu=device() == "cpu",
             ),
             train_dataset=_labelled(task, fit.targets.rows),
