@@ -118,6 +118,7 @@ def encode(
         read_texts,
         params,
         layers,
+        pass_rows=_budget(params) // params.max_response_tokens,
     )
     likelihood = pl.DataFrame(cached.take("likelihood").astype(np.float64), schema=list(LIKELIHOOD))
     return cached, likelihood, identity
@@ -150,7 +151,6 @@ def read_texts(
 
     See :func:`~stackllm.llm.encoder.read_groups`.
     """
-    budget = params.batch_tokens or (16_384 if gpus() else 1_024)
     before_question, after_question, opening = _TEMPLATE
     shape = PromptParams(
         before_question=before_question,
@@ -161,9 +161,17 @@ def read_texts(
     )
     prompts = make_prompts(tokenizer, texts, shape)
     pooled, likelihood = within_memory(
-        longest(prompts), budget, lambda most: read_groups(model, prompts, layers, most), model
+        longest(prompts),
+        _budget(params),
+        lambda most: read_groups(model, prompts, layers, most),
+        model,
     )
     return {"pooled": halved(pooled.reshape(len(texts), -1)), "likelihood": likelihood}
+
+
+def _budget(params: EncoderParams) -> int:
+    """Tokens of a pass."""
+    return params.batch_tokens or (16_384 if gpus() else 1_024)
 
 
 def halved(values: np.ndarray) -> np.ndarray:

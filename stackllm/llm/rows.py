@@ -7,6 +7,7 @@ planned from all rows, so a stopped run goes on with the very batches it would h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,12 +22,16 @@ from stackllm.errors import StorageError
 from stackllm.llm.backbone import Attention, Devices, frozen_model
 from stackllm.llm.finite import finite_only
 from stackllm.llm.locate import prepare
-from stackllm.llm.machine import matrix_products, use_one_thread
+from stackllm.llm.machine import gpus, matrix_products, use_one_thread
 from stackllm.store.digest import digest
 from stackllm.store.units import MANIFEST, Unit, make_unit, open_unit, stored_key
 
 _SHARD_ROWS = 112
-"""Rows after which a shard is closed, once its last question is complete."""
+"""Rows after which a shard is closed, once its last question is complete: of a GPU's, at least so many."""
+_SHARD_PASSES = 8
+"""Full passes that a shard gives a GPU, for which tokenising, hashing and publishing are then little."""
+_SHARDS_EACH = 2
+"""Shards that each of several GPUs gets at least, or some would wait for the last to end."""
 
 
 class Item(Protocol):
@@ -168,6 +173,7 @@ class RowCache:
         weights: Weights,
         read: Reader,
         *args: Any,
+        pass_rows: int = 0,
         check: Callable[[list[Any]], None] = lambda missing: None,
     ) -> Rows:
         """Read whatever is not in the cache.
@@ -184,6 +190,8 @@ class RowCache:
             What reads.
         read, args
             Reads a shard.
+        pass_rows
+            Rows that fill a GPU's pass, if the reader has a budget that suits a GPU.
         check
             Told which items are missing, before any is read; may refuse.
 
@@ -199,7 +207,9 @@ class RowCache:
         known = self.known(engine.root)
         planned = [
             [(key, item) for key, item in shard if key not in known]
-            for shard in plan_shards(list(distinct.items()))
+            for shard in plan_shards(
+                list(distinct.items()), _most(len(distinct), pass_rows, weights)
+            )
         ]
         shards = [shard for shard in planned if shard]
         if shards:
@@ -247,15 +257,29 @@ def read_shard(
         np.save(folder / f"{name}.npy", array)
 
 
-def plan_shards(rows: Sequence[tuple[str, Item]]) -> list[list[tuple[str, Any]]]:
-    """Rows, with their keys, of the same question side by side, short ones first, cut into shards."""
+def _most(n_rows: int, pass_rows: int, weights: Weights) -> int:
+    """Rows after which a shard is closed on this machine; the cache finds a row in whatever shard it is."""
+    n_gpus = len(gpus())
+    if not n_gpus:
+        return _SHARD_ROWS
+    n_shards = _SHARDS_EACH * n_gpus if n_gpus > 1 and weights.devices == "one" else 1
+    return max(_SHARD_ROWS, min(_SHARD_PASSES * pass_rows, math.ceil(n_rows / n_shards)))
+
+
+def plan_shards(
+    rows: Sequence[tuple[str, Item]], most: int = _SHARD_ROWS
+) -> list[list[tuple[str, Any]]]:
+    """Rows, with their keys, of the same question side by side, short ones first, cut into shards.
+
+    A shard is closed by the first question after it has ``most`` rows.
+    """
     size: dict[str, int] = {}
     for _, item in rows:
         size[item.question] = max(size.get(item.question, 0), item.size)
     ordered = sorted(rows, key=lambda row: (size[row[1].question], row[1].question))
     shards: list[list[tuple[str, Any]]] = [[]]
     for _, group in groupby(ordered, key=lambda row: row[1].question):
-        if len(shards[-1]) >= _SHARD_ROWS:
+        if len(shards[-1]) >= most:
             shards.append([])
         shards[-1] += group
     return [shard for shard in shards if shard]

@@ -120,8 +120,14 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
         answer_cases,
         asked,
         params,
+        pass_rows=_budget(params) // params.max_response_tokens,
     )
     return cached.take("answers").reshape(len(cases), len(asked.answers))
+
+
+def _budget(params: RaterParams) -> int:
+    """Tokens of a pass."""
+    return params.batch_tokens or (32_768 if gpus() else 1_024)
 
 
 def count_missing(
@@ -178,7 +184,7 @@ def rate_cases(
                 f"{asked.block}: this LLM's tokenizer can't tell the answer \"{text}\" from the others."
             )
     empty = Case("", ("",) * (len(cases[0].responses)))
-    budget = params.batch_tokens or (32_768 if gpus() else 1_024)
+    budget = _budget(params)
 
     def scores(prompts: list[Prompt]) -> np.ndarray:
         return within_memory(

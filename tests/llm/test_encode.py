@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from machines import H100
 
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
@@ -129,6 +130,26 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(backbone, tmp_path, monkeypatch
     assert np.array_equal(resumed, expected)
     names = lambda root: [path.name for path in shards(root)]  # noqa: E731
     assert names(stopped.root) == names(whole.root)
+
+
+def test_what_a_gpu_has_read_a_cpu_finds_again(
+    backbone, engine, tmp_path, pretend_gpus, monkeypatch
+):
+    """In other shards, for a GPU has room for more; and the same within rounding if it is read there."""
+    monkeypatch.setattr(rows_module, "_SHARD_ROWS", 6)
+    rows = make_rows(8)
+    pretend_gpus(H100)
+    first, likelihood, identity = encode(rows, params(backbone), engine)
+    assert len(shards(engine.root)) == 1
+    pretend_gpus()
+    assert np.array_equal(encode(rows, params(backbone), engine)[0], first)
+    assert len(shards(engine.root)) == 1
+    other = Engine(tmp_path / "cpu", 1, Reporter(quiet=True))
+    second, also, known = encode(rows, params(backbone), other)
+    assert len(shards(other.root)) == 4
+    assert known == identity
+    np.testing.assert_allclose(first, second, rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(likelihood.to_numpy(), also.to_numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_damaged_shard_is_read_again(backbone, engine):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from machines import T4
 
 from stackllm.engine.local import Engine, PendingError
 from stackllm.engine.progress import Reporter
@@ -15,10 +16,10 @@ texts = st.lists(
 )
 
 
-@given(texts)
-def test_shards_hold_every_text_once_and_whole_questions_short_ones_first(items):
+@given(texts, st.integers(1, 70))
+def test_shards_hold_every_text_once_and_whole_questions_short_ones_first(items, most):
     rows = list({item.key: item for item in items}.items())
-    shards = plan_shards(rows)
+    shards = plan_shards(rows, most)
     assert sorted(row for shard in shards for row in shard) == sorted(rows)
     of_question = {}
     for number, shard in enumerate(shards):
@@ -29,10 +30,28 @@ def test_shards_hold_every_text_once_and_whole_questions_short_ones_first(items)
     assert sizes == sorted(sizes)
 
 
-def test_a_shard_is_closed_by_the_first_question_after_it_is_full(monkeypatch):
-    monkeypatch.setattr(module, "_SHARD_ROWS", 4)
+def test_a_shard_is_closed_by_the_first_question_after_it_is_full():
     rows = [(f"{q}{i}", Text(q, "x" * n)) for n, q in enumerate("abcd") for i in range(3)]
-    assert [len(shard) for shard in plan_shards(rows)] == [6, 6]
+    assert [len(shard) for shard in plan_shards(rows, 4)] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("seen", "devices", "n_rows", "most"),
+    [
+        ([], "one", 9_000, 112),
+        ([T4], "one", 9_000, 1_024),
+        ([T4], "one", 50, 112),
+        ([T4, T4], "one", 9_000, 1_024),
+        ([T4, T4], "one", 2_000, 500),
+        ([T4, T4], "all", 2_000, 1_024),
+        ([T4, T4], "one", 100, 112),
+    ],
+)
+def test_a_shard_gives_a_gpu_several_passes_and_each_gpu_some_shards(
+    pretend_gpus, seen, devices, n_rows, most
+):
+    pretend_gpus(*seen)
+    assert module._most(n_rows, 128, Weights("x", "float32", devices=devices)) == most
 
 
 @pytest.fixture
