@@ -8,7 +8,6 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from stackllm.members.registry import Member
 from stackllm.members.stage import gather_full, gather_places, places_of
 from stackllm.metrics import log_loss
 from stackllm.predict import store_model
-from stackllm.report.doctor import PACKAGES
+from stackllm.report.doctor import versions
 from stackllm.report.leaderboard import leaderboard, member_scores, render, verdicts
 from stackllm.report.logbook import EARLIER, RECORD, STATE
 from stackllm.stack.posteriors import Calibrated, cross_calibrate
@@ -273,7 +272,7 @@ def _how_made(study: Study) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu_flags": _cpu_flags(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "settings": json.loads(json.dumps(dataclasses.asdict(study.settings))),
         "inputs": {path: file_digest(Path(path)) for path in (data.train, data.test)},
         "backbones": {name: revision_of(name) for name in study.settings.backbones},

@@ -55,7 +55,7 @@ def examine(backbone: str) -> dict[str, str]:
     return {
         "stackllm": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **versions(),
         "cores": str(cpu_count()),
         "cuda": _cuda(),
         **_gpus(),
@@ -163,6 +163,11 @@ def _where(needs: int) -> str:
     if len(seen) > 1 and needs <= sum(rooms):
         return 'on all GPUs together, with devices = "all"'
     return "on no GPU here"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers and speed, by name, those that are not here included."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str:
