@@ -21,8 +21,9 @@ from stackllm.errors import (
     UsageError,
     did_you_mean,
 )
+from stackllm.llm.backbone import load_config
 from stackllm.llm.encode import EncoderParams
-from stackllm.llm.locate import anchored, check_backbone, with_revision
+from stackllm.llm.locate import anchored, check_backbone, is_ready, with_revision
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.external import ExternalParams
 from stackllm.members.own import is_own
@@ -228,6 +229,11 @@ def check_llms(settings: Settings, dry_run: bool = False) -> None:
         except ServerError:
             if not dry_run:
                 raise
+    rater = settings.rater
+    if settings.asks and is_ready(
+        rater.backbone
+    ):  # of a type that is read; the encoder looks first thing
+        load_config(rater.backbone, lambda text: None)
     if settings.rater.ask and settings.rater.url:
         check_url(settings.rater.url, settings.server.allow_http)
 

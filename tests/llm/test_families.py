@@ -17,8 +17,8 @@ from stackllm.llm import families
 from stackllm.llm.encode import EncoderParams, choose_layers
 from stackllm.llm.families import Family, check_pools, level_of
 from stackllm.llm.reading import Reading, read_ends
-from stackllm.rating.local import RaterParams, rate
-from stackllm.rating.question import Asked, Case
+from stackllm.rating.local import RaterParams
+from stackllm.settings import Settings, check_llms
 
 TRIED = (
     "gpt2", "bloom", "mixtral", "gemma3_text", "gemma4_text", "granite", "cohere", "llama4_text", "mpt",
@@ -126,9 +126,9 @@ def test_what_reads_in_both_directions_is_refused_before_any_work(tmp_path):
         UsageError, match=r"of type bert, which reads a text in both .* decoder LLM"
     ):
         choose_layers(EncoderParams(backbone), engine)
-    asked = Asked("mark", "rating", "How good?", ("1", "2"))
+    rater = RaterParams(ask=("mark",), backbone=backbone)
     with pytest.raises(UsageError, match=r"of type bert, which reads a text in both directions"):
-        rate(asked, [Case("what", ("this",))], RaterParams(backbone=backbone), engine)
+        check_llms(Settings(encoder=None, rater=rater, members=()))
 
 
 def test_states_that_are_no_states_of_tokens_are_not_pooled():
