@@ -126,12 +126,20 @@ def poison(home: Path, cluster: Cluster | None) -> Case:
     return case
 
 
-def head_killed(stage: Stage, engine: str, draw: random.Random) -> Case:
-    """A case: the scheduler or head dies at work; exit 69 in time, and the run goes on elsewhere."""
+def head_killed(
+    stage: Stage, engine: str, draw: random.Random, given: Cluster | None = None
+) -> Case:
+    """A case: the scheduler or head dies at work; exit 69 in time, and the run goes on elsewhere.
+
+    It is the head of ``given``, or of a cluster that is started for it, as every further try does.
+    """
 
     def case() -> str | None:
+        nonlocal given
         folder = stage.copy("struck")
-        with CLUSTERS[engine](stage.home) as cluster:
+        opening = contextlib.nullcontext(given) if given else CLUSTERS[engine](stage.home)
+        given = None
+        with opening as cluster:
             process = _begin(stage, folder, cluster)
             time.sleep(draw.random() * 2)
             while not started_units(folder) and process.poll() is None:

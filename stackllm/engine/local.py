@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from stackllm.engine import libraries, ranks
+from stackllm.engine import devices, libraries, ranks
 from stackllm.engine.devices import Wanted
 from stackllm.engine.progress import Reporter, notes_path, taking_notes
 from stackllm.errors import ServerError, StackllmError, StorageError
@@ -111,7 +111,7 @@ class Pool(Protocol):
         """Start a unit; gives a handle."""
 
     def wait(self, handles: Collection[Any]) -> Collection[Any]:
-        """Wait until at least one of these handles has ended, and give those that have."""
+        """Wait until one of these handles has ended, or there is room for more, and give those that have."""
 
     def result(self, handle: Any) -> float:
         """Seconds that an ended unit took; raises what it raised, or ``WorkerDiedError``."""
@@ -322,8 +322,10 @@ def run_task(root: Path, task: Task) -> float:
     return time.perf_counter() - started
 
 
-def run_task_in(folder: str, root: Path, task: Task) -> float:
+def run_task_in(folder: str, root: Path, task: Task, gpu: str | None = None) -> float:
     """:func:`run_task` on another machine that shares ``folder``, on which relative paths are meant.
+
+    ``gpu`` is the name of the one GPU that it is to use there, if it wants one and others are there.
 
     Raises
     ------
@@ -332,6 +334,8 @@ def run_task_in(folder: str, root: Path, task: Task) -> float:
     """
     with storage_errors(Path(folder), "entering the shared folder"):
         os.chdir(folder)
+    if gpu is not None:
+        devices.bind(gpu)
     return run_task(root, task)
 
 

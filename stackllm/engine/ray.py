@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,9 @@ class Ray:
             for number, handler in handlers.items():  # ray puts one of its own in place
                 signal.signal(number, handler)
         self._remote = ray.remote(max_retries=0, num_cpus=1)(run_task_in)
+        # ray ends the process of such a unit with it, and so what it holds of the GPU
+        self._on_gpus = ray.remote(max_retries=0, num_cpus=1, num_gpus=1)(run_task_in)
+        self._gpus: dict[Any, int] = {}
 
     @property
     def slots(self) -> int:
@@ -80,12 +83,16 @@ class Ray:
         return max(1, int(self._patiently(self._ray.cluster_resources).get("CPU", 1)))
 
     def pick(self, tasks: Iterable[Task]) -> Task | None:
-        """The first of these units."""
-        return next(iter(tasks), None)
+        """The first of these units for which enough GPUs are free; ray finds it a place."""
+        return next((it for it in tasks if self._gpus_for(it) <= self._free_gpus()), None)
 
     def submit(self, root: Path, task: Task) -> Any:
-        """Start a unit where there is room."""
-        return self._patiently(lambda: self._remote.remote(str(Path.cwd()), root, task))
+        """Start a unit where there is room; ray shows it the GPUs that it gets, and no others."""
+        gpus = self._gpus_for(task)
+        remote = self._on_gpus.options(num_gpus=gpus) if gpus else self._remote
+        handle = self._patiently(lambda: remote.remote(str(Path.cwd()), root, task))
+        self._gpus[handle] = gpus
+        return handle
 
     def wait(self, handles: Collection[Any]) -> Collection[Any]:
         """Wait for at least one, and look now and then whether the head is there."""
@@ -102,6 +109,7 @@ class Ray:
         """Seconds that an ended unit took."""
         from ray import exceptions
 
+        self._gpus.pop(handle, None)
         try:
             return float(self._ray.get(handle, timeout=_PATIENCE_SECONDS))
         except exceptions.RayTaskError as error:
@@ -121,6 +129,7 @@ class Ray:
         """Kill the workers of these units."""
         with contextlib.suppress(Exception):  # a head that is gone has nothing to cancel
             for handle in handles:
+                self._gpus.pop(handle, None)
                 self._patiently(partial(self._ray.cancel, handle, force=True))
 
     def close(self) -> None:
@@ -129,6 +138,20 @@ class Ray:
             self._patiently(self._ray.shutdown)
         except Exception:
             atexit.unregister(self._ray.shutdown)  # it would wait for the head again, for ever
+
+    @cached_property
+    def _gpus_of_machines(self) -> list[int]:
+        """How many GPUs each machine of the cluster has."""
+        nodes = self._patiently(self._ray.nodes)
+        return [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
+
+    def _gpus_for(self, task: Task) -> int:
+        """How many GPUs of one machine a unit gets; 0 where there are none, or it wants none."""
+        most = max(self._gpus_of_machines, default=0) if task.gpu else 0
+        return most if task.gpu == "all" else min(1, most)
+
+    def _free_gpus(self) -> int:
+        return sum(self._gpus_of_machines) - sum(self._gpus.values())
 
     def _knock(self, address: str) -> None:
         """Ray looks for a head that is not there for minutes; a plain connection tells at once."""

@@ -5,6 +5,8 @@ Two kinds of class are understood. A scikit-learn classifier (anything with ``fi
 members speak: ``fit(inputs, targets, seed, folder)`` writes a model into ``folder``, and
 ``predict(inputs, rows, folder)`` gives ``(len(rows), n_classes)``.
 
+A class that computes on a GPU says ``gpu = True``: its models get one each, and others see none.
+
 A fitted classifier is stored by its own ``save(folder)`` and ``load(folder)`` where the class has them,
 else by skops, which writes no pickle and loads types of well-known packages and of the user's file only.
 """
@@ -20,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stackllm.crossfit.targets import Targets
+from stackllm.engine.devices import Wanted
 from stackllm.errors import DataError, MissingInputError, StorageError, UsageError, did_you_mean
 from stackllm.members.inputs import Inputs, read_texts
 from stackllm.members.protocol import Kind, Traits
@@ -100,7 +103,8 @@ def own_kind(kind: str) -> Kind:
                 made.fit(inputs, targets, seed, folder)
 
     def traits(params: OwnParams) -> Traits:
-        return Traits((name, params), weights=file_digest(path))
+        devices: Wanted | None = "one" if getattr(member, "gpu", False) else None
+        return Traits((name, params), weights=file_digest(path), devices=devices)
 
     return Kind(OwnParams, VERSION, fit, predict, traits)
 

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 
+from stackllm.engine import devices
 from stackllm.errors import DataError
 
 
@@ -47,6 +48,37 @@ def nap(folder, name, other):
         assert time.monotonic() < deadline, "nobody else runs"
         time.sleep(0.02)
     write(folder, name)
+
+
+def dask_setup(worker):
+    """Dask calls this in every worker that starts: it sees two GPUs, as of dask-cuda its own first."""
+    names = ("0", "1") if os.getpid() % 2 else ("1", "0")
+    devices.identified = lambda: {f"uuid {name}": name for name in names}
+
+
+def use_gpu(folder, name, other=None):
+    """Fails if another unit is at work on a GPU that it sees, or on all of them; may have to meet another."""
+    root = folder.parents[1]
+    seen = os.environ.get(devices.VARIABLE, "")
+    (root / f"gpus-{name}").write_text(seen)
+    marks = [root / f"at-work-on-{gpu}" for gpu in seen.split(",")]
+    for mark in marks:
+        mark.touch(exist_ok=False)
+    assert not (root / "at-work-on-all").exists()
+    nap(folder, name, other) if other else write(folder, name)
+    for mark in marks:
+        mark.unlink()
+
+
+def use_all(folder, name):
+    """Fails if anybody else is at work on any GPU."""
+    root = folder.parents[1]
+    (root / f"gpus-{name}").write_text(os.environ.get(devices.VARIABLE, ""))
+    (root / "at-work-on-all").touch(exist_ok=False)
+    time.sleep(0.2)
+    assert not list(root.glob("at-work-on-[0-9G]*"))
+    write(folder, name)
+    (root / "at-work-on-all").unlink()
 
 
 _HELD = []

@@ -47,17 +47,29 @@ def test_engine_and_address_go_together():
         open_pool("local", "tcp://127.0.0.1:9", 2)
 
 
-@pytest.mark.parametrize("engine", list(CLUSTERS))
-def test_a_dead_head_is_told_in_time(stage, engine):
-    pytest.importorskip({"dask": "distributed"}.get(engine, engine))
-    passes(engines.head_killed(stage, engine, random.Random(0)))
+@pytest.fixture(scope="module", params=list(CLUSTERS))
+def cluster(request, tmp_path_factory):
+    """A running cluster of each engine, which the last of these tests kills."""
+    pytest.importorskip({"dask": "distributed"}.get(request.param, request.param))
+    with CLUSTERS[request.param](tmp_path_factory.mktemp("cluster")) as started:
+        yield started
 
 
-@pytest.mark.parametrize("engine", list(CLUSTERS))
-def test_a_run_on_a_cluster_leaves_the_same_bytes(stage, tmp_path, engine):
-    pytest.importorskip({"dask": "distributed"}.get(engine, engine))
-    with CLUSTERS[engine](tmp_path) as cluster:
-        passes(engines.same(stage, cluster))
+def test_a_run_on_a_cluster_leaves_the_same_bytes(stage, cluster):
+    passes(engines.same(stage, cluster))
+
+
+def test_what_dask_logs_of_a_lost_scheduler_is_not_for_users(cluster):
+    if cluster.engine != "dask":
+        pytest.skip("only dask logs it")
+    open_pool("dask", cluster.address, 1).close()
+    for name in ("core", "utils", "comm.tcp", "client"):
+        assert not logging.getLogger(f"distributed.{name}").isEnabledFor(logging.ERROR)
+    assert not logging.getLogger("tornado.application").isEnabledFor(logging.ERROR)
+
+
+def test_a_dead_head_is_told_in_time(stage, cluster):
+    passes(engines.head_killed(stage, cluster.engine, random.Random(0), cluster))
 
 
 def test_a_worker_killed_at_work_changes_no_byte(stage):
@@ -67,13 +79,3 @@ def test_a_worker_killed_at_work_changes_no_byte(stage):
 def passes(case):
     figure = play("drawn", [("case", case)])
     assert figure["met"], figure["failures"]
-
-
-def test_what_dask_logs_of_a_lost_scheduler_is_not_for_users(tmp_path):
-    pytest.importorskip("distributed")
-    with CLUSTERS["dask"](tmp_path) as cluster:
-        pool = open_pool("dask", cluster.address, 1)
-        pool.close()
-    for name in ("core", "utils", "comm.tcp", "client"):
-        assert not logging.getLogger(f"distributed.{name}").isEnabledFor(logging.ERROR)
-    assert not logging.getLogger("tornado.application").isEnabledFor(logging.ERROR)

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from pool_work import babble, die, die_once, doze, fail, grow, nap, write
+from pool_work import babble, die, die_once, doze, fail, grow, nap, use_all, use_gpu, write
 
+from stackllm.engine import devices
 from stackllm.engine.libraries import LOG
 from stackllm.engine.local import Engine, Task
 from stackllm.engine.processes import Processes
@@ -24,8 +25,13 @@ def engine(tmp_path, pool):
     return Engine(tmp_path, 2, Reporter(quiet=True), pool=pool)
 
 
-def task(name, function=write, *args):
-    return Task(make_unit(f"stage/{name}", 1, name), function, (name, *args))
+def task(name, function=write, *args, gpu=None):
+    return Task(make_unit(f"stage/{name}", 1, name), function, (name, *args), gpu=gpu)
+
+
+def seen(engine, *names):
+    """Which GPUs units saw."""
+    return [(engine.root / f"gpus-{name}").read_text() for name in names]
 
 
 def done(engine, *names):
@@ -78,6 +84,35 @@ def test_two_units_run_side_by_side(engine):
     engine.ensure("warm", [task("x"), task("y")])
     engine.ensure("work", [task("nap1", nap, "nap2"), task("nap2", nap, "nap1")])
     assert all(done(engine, "nap1", "nap2"))
+
+
+def test_every_unit_has_a_gpu_of_its_own(engine):
+    meet = [task("a", use_gpu, "b", gpu="one"), task("b", use_gpu, "a", gpu="one")]
+    more = [f"more{i}" for i in range(2)]
+    engine.ensure("work", [*meet, *(task(name, use_gpu, gpu="one") for name in more)])
+    first, second = seen(engine, "a", "b")
+    assert first != second
+    assert {first, second} >= set(seen(engine, *more))
+
+
+def test_what_a_processor_computes_runs_beside_a_gpu(engine):
+    """Though units of GPUs wait for both, and would come first."""
+    tasks = [task("processor", nap, "gpu"), task("gpu", use_gpu, "processor", gpu="one")]
+    engine.ensure("work", tasks)
+    assert all(done(engine, "processor", "gpu"))
+
+
+def test_a_unit_of_all_gpus_is_alone_with_them(engine):
+    ones = [task(f"one{i}", use_gpu, gpu="one") for i in range(2)]
+    engine.ensure("work", [ones[0], task("all", use_all, gpu="all"), ones[1]])
+    assert all(done(engine, "one0", "all", "one1"))
+
+
+def test_a_worker_that_dies_frees_its_gpu(engine):
+    engine.ensure("work", [task("a", die_once, gpu="one"), task("b", use_gpu, gpu="one")])
+    meet = [task("c", use_gpu, "d", gpu="one"), task("d", use_gpu, "c", gpu="one")]
+    engine.ensure("more", meet)
+    assert all(done(engine, "a", "b", "c", "d"))
 
 
 def test_a_worker_killed_from_outside(engine):
@@ -145,3 +180,57 @@ def test_ctrl_c_never_reaches_a_worker_while_it_starts():
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
     finally:
         pool.close()
+
+
+def test_a_worker_is_bound_to_its_gpu_for_life_and_others_see_none(tmp_path, monkeypatch):
+    """By whatever name the user has called it; of two stages, each has processes of its own on the GPU."""
+    monkeypatch.setattr(devices, "visible", lambda: ("GPU-8932f937",))
+    pool = Processes(2)
+    local = Engine(tmp_path, 2, Reporter(quiet=True), pool=pool)
+    try:
+        tasks = [task(name, use_gpu, gpu="one") for name in ("a", "b")]
+        local.ensure("work", [*tasks, task("processor", use_gpu)])
+        local.ensure("next", [task("c", use_gpu, gpu="all"), task("d", use_gpu)])
+    finally:
+        pool.close()
+    assert seen(local, "a", "b", "c") == ["GPU-8932f937"] * 3
+    assert seen(local, "processor", "d") == ["", ""]
+    pid = {
+        name: (tmp_path / f"pid-{name}").read_text() for name in ("a", "b", "c", "processor", "d")
+    }
+    assert pid["a"] == pid["b"] != pid["c"]  # what it held of the GPU is free again
+    assert pid["processor"] == pid["d"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "names"),
+    [
+        (None, 2, ("0", "1")),
+        (None, 0, ()),
+        ("3, 1", 2, ("3", "1")),
+        ("1,-1,0", 1, ("1",)),
+        ("GPU-8932f937,GPU-12", 2, ("GPU-8932f937", "GPU-12")),
+        ("MIG-a,MIG-b", 1, ("MIG-a", "MIG-b")),  # of which CUDA shows the first only
+        ("", 0, ()),
+    ],
+)
+def test_gpus_have_the_names_that_the_user_gave_them(monkeypatch, variable, count, names):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv(devices.VARIABLE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(devices.VARIABLE, variable)
+    assert devices.visible() == names
+
+
+def test_a_process_in_which_cuda_has_started_is_kept_to_its_first_gpu(monkeypatch):
+    """It looks at the variable no more."""
+    import torch
+
+    monkeypatch.setenv(devices.VARIABLE, "MIG-a,MIG-b")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert devices.identified() == {"MIG-a": "MIG-a"}
+    devices.bind("MIG-b")
+    assert os.environ[devices.VARIABLE] == "MIG-a,MIG-b"

@@ -25,7 +25,7 @@ class Linear(LogisticRegression):
 
 
 class Nearest(KNeighborsClassifier):
-    pass
+    gpu = True
 
 
 class Texts:
@@ -157,6 +157,14 @@ def test_weights_and_missing_classes(contest, tmp_path, monkeypatch):
     assert (probabilities[:, 2] == 0).all()
     with pytest.raises(StackllmError, match="making one with params"):
         kind.fit(inputs, targets, OwnParams(params={"neighbours": 1}), 0, tmp_path)
+
+
+def test_a_class_that_computes_on_a_gpu_says_so(contest, monkeypatch):
+    monkeypatch.chdir(contest[0])
+    wanted = [
+        own_kind(f"mine.py:{name}").traits(OwnParams()).devices for name in ("Nearest", "Linear")
+    ]
+    assert wanted == ["one", None]
 
 
 BAD = """
