@@ -100,8 +100,10 @@ def test_trunk_and_fine_tuning(on, make_backbone, layers):
     def work(devices, folder):
         params = make_params(backbone, layers, devices=devices)
         inputs = make_inputs(folder, params, rows)
-        fit(inputs, make_targets(rows), params, 0, folder)
-        return predict(inputs, np.arange(len(rows)), folder)
+        model = folder / "model"
+        model.mkdir()
+        fit(inputs, make_targets(rows), params, 0, model)
+        return predict(inputs, np.arange(len(rows)), model)
 
     np.testing.assert_array_equal(*on(work))
 
@@ -113,7 +115,9 @@ def test_fine_tuning_of_an_encoder(on, tmp_path):
     def work(devices, folder):
         params = make_params(backbone, "all", devices=devices)
         inputs = make_inputs(folder, params, rows)
-        fit(inputs, make_targets(rows), params, 0, folder)
-        return predict(inputs, np.arange(len(rows)), folder)
+        model = folder / "model"
+        model.mkdir()
+        fit(inputs, make_targets(rows), params, 0, model)
+        return predict(inputs, np.arange(len(rows)), model)
 
     np.testing.assert_array_equal(*on(work))
