@@ -141,7 +141,7 @@ def test_classes_are_plain_frozen_dataclasses(name):
 DIGESTS = {
     "RunParams": "d7c8f8efc5fa1cfe",
     "EncoderParams": "64e4706226e5eb3d",
-    "RaterParams": "f6489630a5ba0be7",
+    "RaterParams": "22835ceb7743a78f",
     "ServerParams": "0a4576d35fba79a5",
     "BoostingParams": "e132ef37f94b8336",
     "FrozenParams": "43a9ff8ef02e14d4",
