@@ -12,6 +12,7 @@ from stackllm.errors import DataError, ServerError, UsageError
 from stackllm.llm import machine
 from stackllm.llm.choices import FILE
 from stackllm.llm.encode import EncoderParams
+from stackllm.llm.locate import revision_of
 from stackllm.llm.machine import compute_dtype
 from stackllm.members.decoder import DecoderParams
 from stackllm.members.registry import Member
@@ -101,6 +102,9 @@ def test_a_run_begun_on_a_gpu_is_gone_on_with_on_a_cpu(
         f'as this run began. The hub is at another commit by now; to read with that, set revision = "{hub.branches["org/model"]["main"]}"'
         in said
     )
+    hub.fails = 503  # the news is no more than that: without the hub, the name means what is here
+    assert revision_of("org/model") == commit
+    hub.fails = 0
 
     command("features", "org/model", f'revision = "{hub.branches["org/model"]["main"]}"')
     assert copies  # the advice works

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stackllm.errors import MissingInputError, ServerError
-from stackllm.llm.hub import hub_model, pin
+from stackllm.llm.hub import hub_model, named_commit
 from stackllm.llm.locate import pinned
 from stackllm.llm.machine import QUANTISED, Dtype, Precision, choose_dtype
 from stackllm.parameters import BACKBONE, hints_of, marks
@@ -147,14 +147,12 @@ def _news(name: str, made: str) -> str:
     """Whether the hub has gone on meanwhile, and how to go along; nothing where it is out of reach."""
     model = hub_model(name)
     try:
-        now = pin(model, _MOVED_SECONDS) if model else None
+        now = named_commit(model, _MOVED_SECONDS) if model else None
     except (MissingInputError, ServerError):
         return ""
-    if now is None or str(now) == made:
+    if now is None or made.endswith(f"@{now}"):
         return ""
-    return (
-        f'. The hub is at another commit by now; to read with that, set revision = "{now.revision}"'
-    )
+    return f'. The hub is at another commit by now; to read with that, set revision = "{now}"'
 
 
 def _read(workspace: Workspace) -> Choices:

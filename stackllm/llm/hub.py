@@ -114,7 +114,7 @@ def pin(model: HubModel, seconds: float = SECONDS) -> HubModel:
         return model
     commit: str | None
     try:
-        commit = str(_described(model, seconds).sha)
+        commit = named_commit(model, seconds)
     except (MissingInputError, ServerError) as error:
         commit = cached_commit(model) if isinstance(error, ServerError) else None
         if commit is None:
@@ -124,6 +124,17 @@ def pin(model: HubModel, seconds: float = SECONDS) -> HubModel:
             with contextlib.suppress(StorageError):  # a cache that is only read
                 write_text(_ref(model), commit)
     return HubModel(model.repo, commit)
+
+
+def named_commit(model: HubModel, seconds: float = SECONDS) -> str:
+    """The commit that the hub says a name means; nothing is noted, so what is here is found as before.
+
+    Raises
+    ------
+    MissingInputError, ServerError
+        If the hub has no such model or revision for this user, or is out of reach.
+    """
+    return str(_described(model, seconds).sha)
 
 
 def cached_commit(model: HubModel) -> str | None:
