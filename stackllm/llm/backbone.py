@@ -118,7 +118,8 @@ def frozen_model(
         model.eval()
         return model, tokenizer
 
-    return resident(("frozen", name, precision, attention, devices, without_top), load)
+    key = name, revision_of(name), precision, attention, devices, without_top
+    return resident(("frozen", *key), load)
 
 
 def load_model(

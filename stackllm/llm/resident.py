@@ -26,7 +26,8 @@ def resident(key: Hashable, load: Callable[[], T]) -> T:
     Parameters
     ----------
     key
-        All that decides what is loaded, who it is loaded for included if they change it.
+        All that decides what is loaded, which weights a name means now and who they are for, if they change
+        them, included.
     load
         Loads it. The former is freed before it is called; if it fails, nothing is kept.
 

@@ -137,6 +137,18 @@ def test_memory_that_runs_out_while_loading_is_a_sentence(
     release()
 
 
+def test_weights_that_changed_in_their_folder_are_loaded_anew(make_backbone, make_model, tmp_path):
+    name = make_backbone("llama", 2)
+    before = frozen_model(name, "float32")[0]
+    assert frozen_model(name, "float32")[0] is before
+    other = make_model("llama", 2)
+    other.lm_head.weight.zero_()
+    other.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").replace(f"{name}/model.safetensors")
+    assert not frozen_model(name, "float32")[0].lm_head.weight.any()
+    release()
+
+
 def test_other_troubles_of_loading_stay_what_they_are(make_backbone, monkeypatch):
     from transformers import PreTrainedModel
 
