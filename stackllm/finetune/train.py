@@ -142,6 +142,13 @@ def read(
     -------
     numpy.ndarray
         ``(len(rows), width)``.
+
+    Raises
+    ------
+    TrainingError
+        If a number of it is not finite: some families' states overflow float16.
+    StorageError
+        If memory does not even hold one row per pass.
     """
     import torch
 
@@ -157,6 +164,11 @@ def read(
 
     within_memory(int(lengths.max()), batch_size, go_on, model)
     result = np.concatenate(pieces)
+    if not np.isfinite(result).all():  # before anything is stored or learnt of it
+        raise TrainingError(
+            "what the model makes of a text are no finite numbers. Set precision to "
+            '"bfloat16" or "float32", or take another backbone.'
+        )
     back = np.empty_like(result)
     back[order] = result
     return back

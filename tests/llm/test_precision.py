@@ -6,7 +6,7 @@ import pytest
 
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
-from stackllm.errors import DataError
+from stackllm.errors import DataError, TrainingError
 from stackllm.llm.encode import EncoderParams, encode
 from stackllm.llm.prompts import PromptParams
 from stackllm.llm.resident import release
@@ -135,4 +135,24 @@ def test_numbers_that_overflow_are_refused_and_not_stored(overflowing, engine, r
     assert not list(engine.root.rglob("manifest.json"))
     for dtype in ("float32", "bfloat16", "nf4-float32"):  # the ways out work
         assert np.isfinite(reader(overflowing, dtype, engine)).all()
+    release()
+
+
+def test_no_head_is_fitted_on_states_that_overflow(overflowing):
+    import torch
+
+    from stackllm.finetune.model import Batch, bare_classifier, last_states
+    from stackllm.finetune.train import read
+
+    def collate(rows):
+        ids = torch.arange(6).repeat(len(rows), 1)
+        return Batch(ids, None, torch.ones_like(ids))
+
+    def states(precision):
+        model, _ = bare_classifier(overflowing, precision, 3)
+        return read(last_states, model, np.arange(2), np.full(2, 6), collate)
+
+    with pytest.raises(TrainingError, match="are no finite numbers"):
+        states("float16")
+    assert states("float32").shape == (2, 32)
     release()
