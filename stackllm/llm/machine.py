@@ -8,12 +8,15 @@ All of stackllm asks here what GPUs there are, so that one place can be told oth
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal[
@@ -67,11 +70,28 @@ def _visible() -> tuple[Gpu, ...]:
 
     if not torch.cuda.is_available():
         return ()
-    seen = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
-    return tuple(
-        Gpu(it.name, it.total_memory, (it.major, it.minor), str(getattr(it, "uuid", "")))
-        for it in seen
+    return tuple(_seen(number) for number in range(torch.cuda.device_count() or 1))
+
+
+def _seen(number: int) -> Gpu:
+    """A GPU of torch's. One that is busy or broken may be counted and yet not answer: it gets no bfloat16."""
+    from torch import cuda
+
+    properties = _told(lambda: cuda.get_device_properties(number), None)
+    return Gpu(
+        _told(lambda: cuda.get_device_name(number), f"GPU {number}"),
+        getattr(properties, "total_memory", 0),
+        _told(lambda: cuda.get_device_capability(number), (0, 0)),
+        str(getattr(properties, "uuid", "")),
     )
+
+
+def _told(ask: Callable[[], T], otherwise: T) -> T:
+    """What CUDA answers; ``otherwise`` where it cannot be started."""
+    try:
+        return ask()
+    except (RuntimeError, AssertionError):  # the latter of a torch that was built without
+        return otherwise
 
 
 def device() -> torch.device:
@@ -97,11 +117,17 @@ def free_memory() -> int:
 
 def free_memories() -> tuple[int | None, ...]:
     """Bytes that are free on each of :func:`gpus`; None where nobody can be asked."""
-    if device().type != "cuda":
-        return (None,) * len(gpus())
     import torch
 
-    return tuple(int(torch.cuda.mem_get_info(i)[0]) for i in range(len(gpus())))
+    if not torch.cuda.is_available():
+        return (None,) * len(gpus())
+    return tuple(_told(functools.partial(_free, number), None) for number in range(len(gpus())))
+
+
+def _free(number: int) -> int:
+    import torch
+
+    return int(torch.cuda.mem_get_info(number)[0])
 
 
 def choose_dtype(dtype: Precision) -> tuple[str, str]:

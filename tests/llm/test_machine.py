@@ -33,6 +33,43 @@ def test_halves_are_what_every_gpu_computes_in(pretend_gpus, seen, dtype, becaus
     assert compute_dtype("float32") == "float32"
 
 
+@pytest.mark.parametrize(
+    "silent",
+    [(), ("get_device_properties",), ("device_count", "get_device_properties", "get_device_name")],
+)
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16")])
+def test_a_gpu_that_does_not_tell_all_is_used_for_what_it_tells(
+    monkeypatch, silent, capability, dtype
+):
+    import torch
+
+    answers = {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_name": "a card",
+        "get_device_capability": capability,
+        "get_device_properties": type("Properties", (), {"total_memory": 15}),
+    }
+    for name, answer in answers.items():
+        if name not in silent:
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    assert [gpu.capability for gpu in gpus()] == [capability]
+    assert choose_dtype("auto")[0] == dtype
+    assert machine.free_memories() == (None,)
+
+
+def test_a_gpu_that_does_not_answer_gets_no_bfloat16(monkeypatch):
+    import torch
+
+    def busy():
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", busy)
+    assert choose_dtype("auto") == ("float16", "GPU 0 has no bfloat16 in hardware")
+    assert machine.free_memories() == (None,)
+
+
 def test_gpus_that_are_pretended_hold_no_tensors(pretend_gpus):
     pretend_gpus(H100)
     assert machine.device().type == "cpu"
