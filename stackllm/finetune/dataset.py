@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, cast
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -14,6 +14,9 @@ from stackllm.errors import MissingInputError, UsageError, did_you_mean
 from stackllm.finetune.model import Batch
 from stackllm.llm.backbone import quiet_libraries
 from stackllm.parameters import Name, PartOf, check
+from stackllm.store.digest import LATER
+
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 Collate = Callable[[np.ndarray], Batch]
 """Rows, int ``(n,)``, as a batch on the CPU."""
@@ -42,6 +45,12 @@ class TrainingParams:
     patience
         Stop after so many epochs without a lower loss on a fifth of the *training* groups, which are
         then not trained on, and go back to the best epoch. 0 trains on everything for all epochs.
+    checkpointing
+        Keep only what enters a layer, and compute the layer again for its gradients: a third more time for
+        a small part of the memory, and the same numbers. ``"auto"`` does so where a GPU's memory asks for it.
+    optimizer
+        ``"adamw"``; ``"adamw_8bit"`` keeps its moments in 8 bits (bitsandbytes), and ``"paged_adamw_8bit"``
+        lets them move to the machine's memory when a GPU's runs out.
     report_to
         Trackers that transformers knows and that are installed, such as ``tensorboard``, which
         writes into ``artifacts/<run>/trackers/``.
@@ -57,11 +66,19 @@ class TrainingParams:
     max_grad_norm: Annotated[float, Ge(0), Le(1e12)] = 1.0
     label_smoothing: PartOf = 0.0
     patience: Annotated[int, Ge(0), Le(10_000)] = 0
+    checkpointing: Literal["auto"] | bool = field(default="auto", metadata=LATER)
+    optimizer: Optimizer = field(default="adamw", metadata=LATER)
     report_to: tuple[Name, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
         _check_trackers(self.report_to)
+
+    @property
+    def numbers(self) -> TrainingParams:
+        """The same without what changes no number: part of the key of what is trained with it."""
+        optimizer = cast(Optimizer, self.optimizer.removeprefix("paged_"))
+        return dataclasses.replace(self, checkpointing="auto", optimizer=optimizer, report_to=())
 
 
 @dataclass(frozen=True)

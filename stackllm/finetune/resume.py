@@ -22,11 +22,10 @@ def save_state(trainer: Any, folder: Path) -> None:
 
     save_file(_plain(trained(trainer.model)), folder / _WEIGHTS)
     optimiser = trainer.optimizer.state_dict()
-    moments = {
-        f"{number}.{name}": value
-        for number, values in optimiser["state"].items()
-        for name, value in values.items()
-    }
+    moments: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
+    for key, value in _flat(optimiser["state"]).items():
+        (moments if isinstance(value, torch.Tensor) else counts)[key] = value
     save_file(_plain(moments), folder / _OPTIMISER)
     random = {"cpu": torch.get_rng_state()}
     if device().type == "cuda":
@@ -35,6 +34,7 @@ def save_state(trainer: Any, folder: Path) -> None:
     trainer.state.save_to_json(str(folder / _TRAINER))
     settings = {
         "groups": optimiser["param_groups"],
+        "counts": counts,
         "schedule": trainer.lr_scheduler.state_dict(),
         "scale": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else None,
     }
@@ -62,12 +62,16 @@ def load_optimiser(trainer: Any, folder: Path) -> None:
 
     settings = read_json(folder / _SETTINGS)
     state: dict[int, dict[str, Any]] = {}
-    for key, value in load_file(folder / _OPTIMISER).items():
-        number, name = key.split(".")
-        state.setdefault(int(number), {})[name] = value
+    for key, value in {**settings["counts"], **load_file(folder / _OPTIMISER)}.items():
+        number, *inner, name = key.split(".")
+        place = state.setdefault(int(number), {})
+        for step in inner:
+            place = place.setdefault(step, {})
+        place[name] = value
     for group in settings["groups"]:
         group["betas"] = tuple(group["betas"])
     trainer.optimizer.load_state_dict({"state": state, "param_groups": settings["groups"]})
+    _page(trainer.optimizer.optimizer)
     trainer.lr_scheduler.load_state_dict(settings["schedule"])
     if trainer.accelerator.scaler:
         trainer.accelerator.scaler.load_state_dict(settings["scale"])
@@ -85,4 +89,24 @@ def load_randomness(folder: Path) -> None:
 
 
 def _plain(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # clones: bitsandbytes shares its tables of 8-bit numbers among all states
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _flat(state: dict[Any, Any], before: str = "") -> dict[str, Any]:
+    """Values of nested dictionaries by their path; bitsandbytes' states are nested."""
+    flat: dict[str, Any] = {}
+    for name, value in state.items():
+        key = f"{before}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _page(optimiser: Any) -> None:
+    """Give a paged optimiser pages again: what it loads are plain tensors."""
+    if not getattr(optimiser, "is_paged", False):
+        return
+    for parameter, values in optimiser.state.items():
+        for name in ("state1", "state2"):
+            page = optimiser.get_state_buffer(parameter, dtype=values[name].dtype)
+            values[name] = page.copy_(values[name])

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stackllm.engine import ranks
-from stackllm.errors import TrainingError
+from stackllm.errors import TrainingError, UsageError
 from stackllm.finetune.dataset import Collate, Examples, TrainingParams
+from stackllm.finetune.memory import Fitting, Plan
 from stackllm.finetune.model import Batch, logits, trained
 from stackllm.finetune.resume import load_batch_size
+from stackllm.llm.layers import plain
+from stackllm.llm.machine import matrix_products
 from stackllm.llm.memory import halving, within_memory
 from stackllm.store.checkpoints import checkpoint
 
@@ -28,6 +31,7 @@ def train(
     seed: int,
     history: Path,
     validate: Callable[[], float] | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Fit adapters and head.
 
@@ -46,6 +50,10 @@ def train(
         same with its speed.
     validate
         Gives the loss that ``params.patience`` watches, after each epoch. None: no early stopping.
+    plan
+        Rows per pass to begin with, and whether layers are computed twice. None: as ``params`` say,
+        where ``"auto"`` is no checkpointing. What fits where it does not is remembered, for this
+        process and beside the units, so that no later training finds it out again.
 
     A training that was cut off goes on from its last state on disk, to the same weights.
 
@@ -62,6 +70,9 @@ def train(
     examples = examples.smoothed(params.label_smoothing)
     start = {name: value.detach().clone() for name, value in trained(model).items()}
     before = checkpoint()
+    plan = plan or Plan(params.batch_size, params.checkpointing is True)
+    set_checkpointing(model, plan.checkpointing, params.checkpointing is True)
+    fitting = Fitting(model, int(examples.lengths.max()), plan)
 
     def attempt(batch_size: int) -> None:
         nonlocal before
@@ -77,7 +88,8 @@ def train(
             stopping = EarlyStopping(model, validate, params.patience, record, state)
             trainer.add_callback(stopping)
         trainer.add_callback(Saving(trainer, record, stopping))
-        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        with matrix_products(_half_precision(model)):
+            trainer.train(resume_from_checkpoint=None if state is None else str(state))
         if not trainer.optimizer.state:  # which its first step makes
             raise TrainingError(
                 "gradients overflowed float16 at every step, so nothing was learnt. Take more steps (more epochs, "
@@ -85,8 +97,9 @@ def train(
             )
         if not is_finite(model):
             raise TrainingError("weights are no numbers after the last step. Lower learning_rate.")
+        fitting.save(batch_size)
 
-    batch_size = params.batch_size if before is None else load_batch_size(before)
+    batch_size = ranks.from_first(fitting.load() if before is None else load_batch_size(before))
     if ranks.rank():  # rank 0 may have had room, and must not wait for us
         attempt(batch_size)
         return
@@ -95,7 +108,7 @@ def train(
         batch_size,
         attempt,
         f"{least} rows per pass. Lower batch_size (and raise accumulation as much), max_length_answer or "
-        'trainable_layers, or take precision "nf4".',
+        'trainable_layers, or set checkpointing = true, optimizer = "adamw_8bit" or precision = "nf4".',
         least,
     )
 
@@ -172,6 +185,39 @@ def read(
     back = np.empty_like(result)
     back[order] = result
     return back
+
+
+def set_checkpointing(model: PeftModel, wanted: bool, asked: bool = False) -> None:
+    """Have layers computed again for their gradients, or kept.
+
+    Raises
+    ------
+    UsageError
+        If the user ``asked`` for it, and transformers does not do it for such a model.
+    """
+    inner = plain(model)
+    if not wanted:
+        if inner.is_gradient_checkpointing:
+            inner.gradient_checkpointing_disable()
+        return
+    if not inner.supports_gradient_checkpointing:
+        if asked:
+            raise UsageError(
+                f"checkpointing: transformers has none for {type(inner).__name__}. Leave it out, and lower "
+                "batch_size (and raise accumulation as much) where memory runs out."
+            )
+        return
+    # newer transformers warn of the older name
+    newer = getattr(inner, "activation_checkpointing_enable", None)
+    (newer or inner.gradient_checkpointing_enable)({"use_reentrant": False})
+    if hasattr(inner, "_require_grads_hooks") or hasattr(inner, "_require_grads_hook"):
+        inner.disable_input_require_grads()  # or gradients would go down through layers that learn nothing
+
+
+def _half_precision(model: PeftModel) -> str:
+    """The half precision that frozen weights are computed in; else "float32"."""
+    kinds = {str(value.dtype).removeprefix("torch.") for value in model.parameters()}
+    return next((kind for kind in ("bfloat16", "float16") if kind in kinds), "float32")
 
 
 def is_finite(model: nn.Module) -> bool:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def make_trainer(
         steps,
         model=network,
         args=_arguments(params, batch_size, steps.passes(of_a_step), seed),
-        optimizers=(torch.optim.AdamW(_parameters(network, params)), None),
+        optimizers=(_optimiser(network, params), None),
         callbacks=[Epochs(steps)],
     )
     trainer.add_callback(Scale(trainer.accelerator))
@@ -100,6 +103,18 @@ class Rows(torch.utils.data.Dataset[tuple[int, float]]):  # type: ignore[misc]
         }
 
 
+class Ahead(torch.utils.data.DataLoader[dict[str, Any]]):  # type: ignore[misc]
+    """Makes the next pass, on a thread, while a GPU computes this one."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        passes = super().__iter__()
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(next, passes, None)
+            while (ready := coming.result()) is not None:
+                coming = thread.submit(next, passes, None)
+                yield ready
+
+
 class WeightedTrainer(Trainer):  # type: ignore[misc]
     """Cross-entropy against label probabilities, a weight per row, rows of like length together.
 
@@ -127,8 +142,10 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """Passes in order."""
-        return torch.utils.data.DataLoader(
-            self._rows, batch_sampler=self._steps, collate_fn=self._rows.gather
+        on_gpu = self.args.device.type == "cuda"
+        loader = Ahead if on_gpu else torch.utils.data.DataLoader
+        return loader(
+            self._rows, batch_sampler=self._steps, collate_fn=self._rows.gather, pin_memory=on_gpu
         )
 
     def compute_loss(
@@ -221,6 +238,19 @@ class Scale(TrainerCallback):  # type: ignore[misc]
                 f"gradients overflow float16 at step {state.global_step + 1}. Lower learning_rate, or set "
                 'precision = "bfloat16" or "float32".'
             )
+
+
+def _optimiser(network: Network, params: TrainingParams) -> torch.optim.Optimizer:
+    groups = _parameters(network, params)
+    if params.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    from bitsandbytes.optim.adamw import AdamW8bit
+
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+    paged = params.optimizer == "paged_adamw_8bit"
+    kind: Any = AdamW8bit
+    optimiser: torch.optim.Optimizer = kind(groups, is_paged=paged)
+    return optimiser
 
 
 def _parameters(network: Network, params: TrainingParams) -> list[dict[str, Any]]:

@@ -245,6 +245,21 @@ def _pad_token(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return 0
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone alone, to count tokens before a model is loaded.
+
+    Raises
+    ------
+    MissingInputError
+        As for :func:`load_model`.
+    """
+    location = prepare(name)
+    quiet_libraries()
+    return _load_tokenizer(
+        name, location, {"trust_remote_code": False, "local_files_only": Path(location).exists()}
+    )
+
+
 def _load_tokenizer(name: str, location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 

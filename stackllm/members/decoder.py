@@ -21,6 +21,7 @@ from stackllm.crossfit.targets import Targets
 from stackllm.engine import ranks
 from stackllm.errors import TrainingError, UsageError
 from stackllm.finetune.dataset import Collate, Examples, TrainingParams
+from stackllm.finetune.memory import Plan, gpu_room, plan_training, training_needs
 from stackllm.finetune.model import (
     Batch,
     LoraParams,
@@ -44,10 +45,13 @@ from stackllm.llm.backbone import (
     Attention,
     Devices,
     check_length,
+    load_skeleton,
+    load_tokenizer,
 )
+from stackllm.llm.estimate import sizes_of_skeleton
 from stackllm.llm.layers import positions
 from stackllm.llm.locate import EMBEDDED, revision_of
-from stackllm.llm.machine import Precision, choose_dtype, compute_dtype, use_one_thread
+from stackllm.llm.machine import Precision, choose_dtype, compute_dtype, gpus, use_one_thread
 from stackllm.llm.prompts import PromptParams, make_prompts
 from stackllm.llm.trunk import Trunk, TrunkParams
 from stackllm.members.inputs import Inputs, read_texts, read_trunk
@@ -194,10 +198,10 @@ def traits(params: DecoderParams) -> Traits:
 
 def _of_one_model(params: DecoderParams) -> DecoderParams:
     precision = cast(Precision, params.chosen_precision)
-    training = dataclasses.replace(params.training, report_to=())  # it changes no number
     return dataclasses.replace(
-        params, precision=precision, seeds=(0,), every_round=False, refit="folds", training=training
-    )
+        params, precision=precision, seeds=(0,), every_round=False, refit="folds",
+        training=params.training.numbers,
+    )  # fmt: skip
 
 
 def _identity(params: DecoderParams) -> str:
@@ -231,7 +235,10 @@ def fit(inputs: Inputs, targets: Targets, params: DecoderParams, seed: int, fold
         if params.warm_head:
             warm = _start_head(model, inputs, fitted, lengths, collate, seed)
         history = folder / "metrics.jsonl"
-        train(model, examples, training, seed, history, validate if len(held.rows) else None)
+        planned = plan(params, training, int(lengths.max()))
+        train(
+            model, examples, training, seed, history, validate if len(held.rows) else None, planned
+        )
     except TrainingError as error:
         raise TrainingError(f"{error}{_keep_last_good(model)}") from error
     save_classifier(model, folder, params.backbone, tokenizer, targets.classes)
@@ -252,6 +259,47 @@ def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     )  # fmt: skip
     lengths, collate = sequences(inputs, params, tokenizer)
     return predict_rows(model, rows, lengths[rows], collate)
+
+
+def plan(params: DecoderParams, training: TrainingParams, longest: int) -> Plan | None:
+    """Rows per pass and checkpointing that suit this process's GPU; None without one.
+
+    Raises
+    ------
+    StorageError
+        If not even one row of ``longest`` tokens fits.
+    """
+    memory = gpu_room(params.devices)
+    if memory is None:
+        return None
+    skeleton = load_skeleton(params.backbone)
+    heads = getattr(skeleton.config.get_text_config(), "num_attention_heads", 0)
+    needs = training_needs(
+        sizes_of_skeleton(skeleton), params.precision, params.lora, training, longest,
+        params.n_trained, params.trunk is not None, heads if params.attention == "eager" else 0,
+    )  # fmt: skip
+    return plan_training(
+        params.backbone, params.precision, needs, training, longest, memory, ranks.size()
+    )
+
+
+def told_before(inputs: Inputs, params: DecoderParams) -> tuple[str, ...]:
+    """What a training is going to take of a GPU, before a model is loaded; empty without a GPU.
+
+    Raises
+    ------
+    StorageError
+        As for :func:`plan`.
+    """
+    if not gpus():
+        return ()
+    training, params = params.training, _of_one_model(params)
+    if params.trunk:
+        longest = read_trunk(inputs, params.trunk).lengths.max()
+    else:
+        longest = sequences(inputs, params, load_tokenizer(params.backbone))[0].max()
+    planned = plan(params, training, int(longest))
+    return (planned.told,) if planned else ()
 
 
 def _hold_out(

@@ -99,6 +99,9 @@ class Kind:
         ``"texts"`` if it reads nothing but the texts, so that another recipe leaves it as it is.
     of_gpu
         Is it so slow without a GPU that its models are fitted first, and by all ranks together?
+    told_before
+        ``told_before(inputs, params)``: what a user should know of what fitting is going to take, in
+        lines; it refuses what cannot fit. None: nothing.
     """
 
     params: type
@@ -108,4 +111,5 @@ class Kind:
     traits: Callable[[Any], Traits] = Traits
     reads: Literal["inputs", "texts"] = "inputs"
     of_gpu: bool = False
+    told_before: Callable[[Inputs, Any], tuple[str, ...]] | None = None
     start: Start | None = None

@@ -26,6 +26,7 @@ KINDS = {
         decoder.traits,
         reads="texts",
         of_gpu=True,
+        told_before=decoder.told_before,
         start=Start(decoder.read_start, decoder.fit_start),
     ),
     "features": Kind(BoostingParams, features.VERSION, features.fit, features.predict),

@@ -68,7 +68,7 @@ def cross_fit_members(
             if kind_of(member.kind).of_gpu == of_gpu:
                 tasks = _tasks(member, fits, design, inputs, seed, engine.root)
                 if engine.lacks(tasks):
-                    _prepare(member, engine, cache_trunk)
+                    _prepare(member, inputs, engine, cache_trunk)
                     _ensure_starts(member, fits, design, inputs, seed, engine)
                 models.setdefault(of_gpu, []).extend(tasks)
     number = fits[0].round
@@ -87,7 +87,12 @@ def cross_fit_members(
     }
 
 
-def _prepare(member: Member, engine: Engine, cache_trunk: Callable[[TrunkParams], None]) -> None:
+def _prepare(
+    member: Member,
+    inputs: StoredInputs,
+    engine: Engine,
+    cache_trunk: Callable[[TrunkParams], None],
+) -> None:
     """What comes before a member is fitted, and only then."""
     traits = member.traits
     if traits.backbone and not engine.dry_run:  # here and not in every worker at once
@@ -97,6 +102,9 @@ def _prepare(member: Member, engine: Engine, cache_trunk: Callable[[TrunkParams]
         cache_trunk(traits.trunk)
     if traits.remark:
         engine.reporter.say(traits.remark)
+    told_before = kind_of(member.kind).told_before
+    if told_before and not engine.dry_run:
+        engine.reporter.tell(told_before(load_inputs(inputs.folder), member.params), ())
 
 
 def stage_label(of_gpu: Sequence[bool], number: int) -> str:

@@ -81,6 +81,12 @@ def keep(fill: Callable[[Path], None], name: str, kind: str = RESUME) -> Path | 
     return folder
 
 
+def root_of_this_unit() -> Path | None:
+    """Where the unit at work is stored; None outside of units."""
+    owner = _OWNER.get()
+    return owner[0] if owner else None
+
+
 def discard(root: Path, unit: Unit) -> None:
     """Remove what was stored of a unit on its way."""
     for kind in (RESUME, FITTED, LAST_GOOD):

@@ -6,12 +6,16 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from stackllm.store.atomic import storage_errors
+
+LATER = MappingProxyType({"later": True})
+"""Metadata of a dataclass's field that units were stored without: at its default they are found again."""
 
 
 def digest(*parts: Any) -> str:
@@ -64,8 +68,18 @@ def _encode(part: Any) -> bytes:
     if isinstance(part, bytes):
         return part
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        return _encode({"is": type(part).__name__, **dataclasses.asdict(part)})
+        return _encode({"is": type(part).__name__, **_fields(part)})
     return json.dumps(part, sort_keys=True, ensure_ascii=True, default=_plain).encode()
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    """What a dataclass holds; not what came :data:`LATER` and is at its default, as it was before it came."""
+    values = {field: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return {
+        field.name: value
+        for field, value in values.items()
+        if not (field.metadata.get("later") and value == field.default)
+    }
 
 
 def _series_bytes(column: pl.Series) -> bytes:
@@ -84,7 +98,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return _fields(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     raise TypeError(f"no stable digest for {type(value).__name__}")
