@@ -33,7 +33,7 @@ _READ = (
 _RATED = ("rows_s", "utilisation", "vs_forward", "vs_generate4")
 _TUNED = (
     "training_tokens_s", "unit_seconds", "utilisation", "loading_saving_share", "loads",
-    "copies_alive", "peak_gib",
+    "copies_alive", "peak_gib", "estimate_gib",
 )  # fmt: skip
 
 

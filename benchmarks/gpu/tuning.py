@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.measure import Watch, peak, wait
+from benchmarks.gpu.measure import Watch, compared, peak, wait
 from benchmarks.gpu.models import N_CLASSES, byte_tokenizer, device, free, make_rows
 from stackllm.crossfit.design import Design, Fit
 from stackllm.finetune.dataset import TrainingParams
@@ -223,7 +223,27 @@ def grid(
         "copies_alive": watch.copies,
         "peak_gib": played.peaks["units"],
         "caching_peak_gib": played.peaks["caching"],
+        **compared(_estimate(task), played.peaks["units"]),
     }
+
+
+def _estimate(task: Task) -> int:
+    """Bytes that the product expects a unit to take, with the passes that it plans on this machine."""
+    from stackllm.finetune.memory import training_needs
+    from stackllm.llm.backbone import load_skeleton
+    from stackllm.llm.estimate import sizes_of_skeleton
+    from stackllm.members.decoder import plan
+
+    params = replace(task.params, precision=task.params.chosen_precision)
+    longest = max(map(len, _sequences(task, np.arange(len(task.rows)))))
+    needs = training_needs(
+        sizes_of_skeleton(load_skeleton(params.backbone)), params.precision, params.lora,
+        params.training, longest, params.n_trained, params.trunk is not None,
+    )  # fmt: skip
+    planned = plan(params, params.training, longest)
+    if planned is None:  # without a GPU
+        return needs.of(params.training.batch_size, checkpointing=False)
+    return needs.of(planned.batch_size, planned.checkpointing)
 
 
 def _top(bench: Bench, layers: int | Literal["all"]) -> int | Literal["all"]:
