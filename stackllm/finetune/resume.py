@@ -62,7 +62,7 @@ def load_optimiser(trainer: Any, folder: Path) -> None:
 
     settings = read_json(folder / _SETTINGS)
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**settings["counts"], **load_file(folder / _OPTIMISER)}.items():
+    for key, value in {**settings.get("counts", {}), **load_file(folder / _OPTIMISER)}.items():
         number, *inner, name = key.split(".")
         place = state.setdefault(int(number), {})
         for step in inner:
