@@ -90,11 +90,6 @@ def train(
         trainer.add_callback(Saving(trainer, record, stopping))
         with matrix_products(_half_precision(model)):
             trainer.train(resume_from_checkpoint=None if state is None else str(state))
-        if not trainer.optimizer.state:  # which its first step makes
-            raise TrainingError(
-                "gradients overflowed float16 at every step, so nothing was learnt. Take more steps (more epochs, "
-                'or a smaller batch_size), or set precision = "bfloat16" or "float32".'
-            )
         if not is_finite(model):
             raise TrainingError("weights are no numbers after the last step. Lower learning_rate.")
         fitting.save(batch_size)

@@ -1,8 +1,10 @@
 """transformers' Trainer for label probabilities, weights, steps of one size, and several processes.
 
 Weights in float16 get their loss scaled, as accelerate's mixed precision does on a GPU: small gradients
-would round to zero on their way through them. Of mixed precision it is that part only. Without autocast a
-model computes while it learns what it computes when it predicts, and a CPU does what a GPU does.
+would round to zero on their way through them. Where they overflow, the step is computed again with half
+the scale rather than left out, as trainings of a few rows have but a few steps. Of mixed precision it is that
+part only. Without autocast a model computes while it learns what it computes when it predicts, and a CPU
+does what a GPU does.
 """
 
 from __future__ import annotations
@@ -54,7 +56,6 @@ def make_trainer(
         optimizers=(_optimiser(network, params), None),
         callbacks=[Epochs(steps)],
     )
-    trainer.add_callback(Scale(trainer.accelerator))
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":
             trainer.remove_callback(callback)
@@ -131,7 +132,8 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, examples: Examples, steps: Steps, **options: Any) -> None:
         super().__init__(**options)
         self._rows, self._steps = Rows(examples), steps
-        self._losses: list[torch.Tensor] = []  # of the passes of a step
+        self._passes: list[Any] = []  # of a step
+        self._losses: list[torch.Tensor] = []  # of its passes
         self.loss_is_scaled_for_ga = True  # rows have their shares of the step
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -147,6 +149,11 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         return loader(
             self._rows, batch_sampler=self._steps, collate_fn=self._rows.gather, pin_memory=on_gpu
         )
+
+    def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], Any]:
+        """The passes of a step, which may be needed again."""
+        self._passes, count = super().get_batch_samples(*arguments)
+        return self._passes, count
 
     def compute_loss(
         self,
@@ -176,16 +183,33 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}. "
                 f"Lower learning_rate, or take {way}."
             )
-        if scaler:  # accelerate does so in its own mixed precision only
-            scaler.unscale_(self.optimizer.optimizer)
-        return super()._clip_grad_norm(model)
+        if not scaler:
+            return super()._clip_grad_norm(model)
+        seen = self.state.num_input_tokens_seen
+        while not torch.isfinite(length := self._unscaled(model)):
+            scaler.update()  # halves the scale
+            if scaler.get_scale() < 1:
+                raise TrainingError(
+                    f"gradients overflow float16 at step {self.state.global_step + 1}. Lower learning_rate, "
+                    'or set precision = "bfloat16" or "float32".'
+                )
+            model.zero_grad()
+            for inputs in self._passes:
+                self.training_step(model, inputs)
+        self._losses.clear()
+        self.state.num_input_tokens_seen = seen
+        return length
+
+    def _unscaled(self, model: Any) -> torch.Tensor:
+        """Length of the gradients, which no longer are of the scaled loss; accelerate would leave them so."""
+        self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+        length: torch.Tensor = super()._clip_grad_norm(model)
+        return length
 
     def log(self, logs: dict[str, Any], *args: Any, **options: Any) -> None:
-        """What is told of a step; of one that overflowed, and changed nothing, no length of gradients."""
+        """What is told of a step, with what its loss was multiplied by."""
         if "loss" in logs and self.accelerator.scaler:
             logs["loss_scale"] = self.accelerator.scaler.get_scale()
-            if self.accelerator.optimizer_step_was_skipped:
-                logs.pop("grad_norm")
         super().log(logs, *args, **options)
 
     def _prepare_input(self, data: Any) -> Any:
@@ -214,30 +238,6 @@ class Epochs(TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A new epoch."""
         self._steps.epoch = int(state.epoch or 0)
-
-
-class Scale(TrainerCallback):  # type: ignore[misc]
-    """Stops where gradients overflow float16 however little their loss is scaled up.
-
-    Parameters
-    ----------
-    accelerator
-        Scales the loss, and skips steps whose gradients overflowed.
-    """
-
-    def __init__(self, accelerator: Any) -> None:
-        self._accelerator = accelerator
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a step that may have been skipped, which halves the scale."""
-        if (
-            self._accelerator.optimizer_step_was_skipped
-            and self._accelerator.scaler.get_scale() < 1
-        ):
-            raise TrainingError(
-                f"gradients overflow float16 at step {state.global_step + 1}. Lower learning_rate, or set "
-                'precision = "bfloat16" or "float32".'
-            )
 
 
 def _optimiser(network: Network, params: TrainingParams) -> torch.optim.Optimizer:

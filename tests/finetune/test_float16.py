@@ -102,7 +102,7 @@ def overflow(model, n_times):
     last_linear(model).weight.register_hook(burst)
 
 
-def test_a_step_that_overflows_is_left_out_and_the_rates_wait_for_it(classifier, tmp_path):
+def test_a_step_that_overflows_is_computed_again_and_none_is_left_out(classifier, tmp_path):
     params = TrainingParams(epochs=4, batch_size=6, learning_rate=1e-3, warmup=0.5)
     told = {}
     for n_times in (0, 2):
@@ -114,28 +114,26 @@ def test_a_step_that_overflows_is_left_out_and_the_rates_wait_for_it(classifier,
         train(model, examples, params, 0, folder / "metrics.jsonl")
         told[n_times] = steps_of(folder)
         assert all((value != before[name]).any() for name, value in trained(model).items())
-    assert [step["loss_scale"] for step in told[2][:4]] == [2.0**15, 2.0**14, 2.0**14, 2.0**14]
-    assert ["grad_norm" in step for step in told[2]] == [False, False] + [True] * 10
-    rates = {n: [step["learning_rate"] for step in steps] for n, steps in told.items()}
-    assert rates[2][2:] == rates[0][:-2]
+    assert {step["loss_scale"] for step in told[2]} == {2.0**14}
+    for name in ("loss", "learning_rate", "step"):
+        assert [step[name] for step in told[2]] == pytest.approx(
+            [step[name] for step in told[0]], rel=0.02
+        )
+    assert all(step["grad_norm"] > 0 for step in told[2])
 
 
 def test_what_float16_cannot_learn_is_a_sentence_that_names_ways_out(classifier, tmp_path):
-    long = TrainingParams(epochs=10, batch_size=6)
-    short = TrainingParams(epochs=1, batch_size=6)
-    for params, sentence in (
-        (long, "gradients overflow float16 at step 17. Lower learning_rate, or set"),
-        (short, "gradients overflowed float16 at every step, so nothing was learnt"),
-    ):
-        model, examples = classifier("float16")
-        overflow(model, 1000)
-        with pytest.raises(TrainingError, match=sentence):
-            train(model, examples, params, 0, tmp_path / "metrics.jsonl")
+    params = TrainingParams(epochs=1, batch_size=6)
+    model, examples = classifier("float16")
+    overflow(model, 1000)
+    sentence = "gradients overflow float16 at step 1. Lower learning_rate, or set"
+    with pytest.raises(TrainingError, match=sentence):
+        train(model, examples, params, 0, tmp_path / "metrics.jsonl")
     model, examples = classifier("float16")
     next(iter(trained(model).values())).data.fill_(60_000)
     sentence = 'the loss is nan at step 1. Lower learning_rate, or take precision = "bfloat16"'
     with pytest.raises(TrainingError, match=sentence):
-        train(model, examples, short, 0, tmp_path / "metrics.jsonl")
+        train(model, examples, params, 0, tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("precision", ["auto", "nf4"])
