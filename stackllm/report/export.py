@@ -117,7 +117,7 @@ def export(
         whole = Path(name) / "export"
         for member in members:
             for folder in member.adapters:
-                _copy(root / "members" / folder, whole / folder, member.base)
+                _copy(root / "members" / folder, whole / folder, member.base, record["classes"])
         text = card(record, root.resolve().name, _count_groups(root), members)
         (whole / _CARD).write_text(text, encoding="utf-8", newline="\n")
         if target is not None:
@@ -287,12 +287,19 @@ def _count_groups(root: Path) -> int:
     return pl.read_parquet(root / "folds" / "folds.parquet")["group_id"].n_unique()
 
 
-def _copy(unit: Path, folder: Path, base: Base) -> None:
-    """Copy what peft reads, and say there what it stands on."""
+def _copy(unit: Path, folder: Path, base: Base, classes: Sequence[str]) -> None:
+    """Copy what peft reads, and say there what it stands on and what this run calls the classes.
+
+    A model whose classes were only renamed is not trained anew, and still has the names of its first run.
+    """
     shutil.copytree(unit, folder, ignore=lambda *_: _LEFT)
     config = read_json(folder / _ADAPTER)
     config |= {"base_model_name_or_path": base.name, "revision": base.revision}
     write_json(folder / _ADAPTER, config, indent=2, sort_keys=True)
+    model = read_json(folder / "config.json")
+    model["id2label"] = {str(number): name for number, name in enumerate(classes)}
+    model["label2id"] = {name: number for number, name in enumerate(classes)}
+    write_json(folder / "config.json", model, indent=2, sort_keys=True)
 
 
 def _open_hub(repo: str, bases: Sequence[Base]) -> HfApi:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from conftest import write_table
 from helpers import digests
 from small_encoders import write_encoder
+from transformers import AutoConfig
 
 from benchmarks.gpu.models import SHAPES, build, byte_tokenizer
 from stackllm import pipeline
@@ -130,6 +131,17 @@ def test_the_card_s_code_gives_what_the_run_predicted(run, tmp_path, monkeypatch
         told = eval(capsys.readouterr().out)
         assert list(told) == read_json(run / "run.json")["classes"]
         np.testing.assert_allclose(list(told.values()), predicted[row], atol=1e-5)
+
+
+def test_classes_are_called_as_the_run_calls_them_which_took_over_its_models(copied, tmp_path):
+    record = read_json(copied / "run.json")
+    renamed = [f"the {name}" for name in record["classes"]]
+    write_json(copied / "run.json", record | {"classes": renamed})
+    export(copied, tmp_path / "out")
+    for name in NAMES:
+        config = AutoConfig.from_pretrained(tmp_path / "out" / name)
+        assert config.id2label == dict(enumerate(renamed))
+        assert config.label2id == {name: number for number, name in enumerate(renamed)}
 
 
 def test_the_card_tells_what_the_run_is_and_no_text_of_it(run, tmp_path):
