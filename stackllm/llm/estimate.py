@@ -10,14 +10,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stackllm.llm.backbone import load_skeleton
+from stackllm.llm.backbone import CAUSAL, load_skeleton
 from stackllm.llm.layers import layers_of
 from stackllm.llm.machine import Gpu, compute_dtype, packing
+from stackllm.llm.vocabulary import SCORES_BYTES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-CAUSAL = "AutoModelForCausalLM"
 
 RESERVE = 3 * 2**28
 """Bytes of a GPU that no tensor gets: CUDA's context, kernels, workspaces of its libraries."""
@@ -27,8 +26,8 @@ _BLOCK = 64
 """Weights in a row that nf4 gives a common scale, a float32 (bitsandbytes' default, which we keep);"""
 _TABLE = 64
 """and bytes of the table with its 16 values, of which every layer has one."""
-_CHUNK = 64
-"""Rows of scores over the whole vocabulary that are in memory at once, in float32, thrice."""
+_COPIES = 3
+"""Of the scores that are in memory at once: as they are, their exponentials, and products of both."""
 
 
 @dataclass(frozen=True)
@@ -157,17 +156,6 @@ def width(precision: str) -> int:
     return _WIDTH[compute_dtype(precision)]
 
 
-def weights_bytes(name: str, precision: str, layers: int | None = None) -> int:
-    """Bytes of a backbone's weights; ``layers`` counts only so many at the top.
-
-    Raises
-    ------
-    MissingInputError, UsageError
-        If its configuration cannot be read, or is of no decoder.
-    """
-    return sizes_of(name).weights(precision, layers)
-
-
 def reading_bytes(sizes: Sizes, precision: str, tokens: int, kept: int = 4) -> int:
     """Bytes that reading needs at most: weights and a pass.
 
@@ -188,7 +176,7 @@ def reading_bytes(sizes: Sizes, precision: str, tokens: int, kept: int = 4) -> i
         + sizes.activations(precision)
         + kept * sizes.hidden * width(precision)
     )
-    scores = 3 * _CHUNK * sizes.vocabulary * 4
+    scores = _COPIES * min(tokens * sizes.vocabulary * 4, SCORES_BYTES)
     return sizes.weights(precision) + tokens * per_token + scores
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ROWS = 64
 """States whose scores a processor makes at once: few, so that they stay in its cache."""
-_BYTES = 2**28
+SCORES_BYTES = 2**28
 """Of the scores that are in memory at once where a pass over the head's weights is what costs."""
 _COLUMNS = 8_192
 """Tokens of the vocabulary whose weights are widened at once: a copy of the whole head may be of GiB."""
@@ -110,7 +110,7 @@ def rows_at_once(model: PreTrainedModel, in_cache: bool) -> int:
     if in_cache and head.weight.device.type == "cpu":
         return _ROWS
     vocabulary: int = model.config.get_text_config().vocab_size
-    return max(1, _BYTES // (4 * vocabulary))
+    return max(1, SCORES_BYTES // (4 * vocabulary))
 
 
 def _logits(

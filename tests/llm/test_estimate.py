@@ -4,7 +4,7 @@ import pytest
 from machines import T4
 
 from stackllm.llm.backbone import load_model
-from stackllm.llm.estimate import reading_bytes, sizes_of, sizes_of_skeleton, weights_bytes
+from stackllm.llm.estimate import reading_bytes, sizes_of, sizes_of_skeleton
 from stackllm.llm.resident import release
 
 
@@ -26,7 +26,7 @@ def test_weights_take_what_was_estimated(make_backbone, family, precision):
     name = make_backbone(family, 2)
     release()
     model, _ = load_model("AutoModelForCausalLM", name, precision, lambda _: None)
-    assert weights_bytes(name, precision) == pytest.approx(allocated(model), rel=0.05)
+    assert sizes_of(name).weights(precision) == pytest.approx(allocated(model), rel=0.05)
 
 
 def skeleton(**options):

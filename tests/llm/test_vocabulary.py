@@ -114,7 +114,7 @@ def test_rows_that_are_scored_at_once_change_nothing(make_model, monkeypatch):
     target = torch.arange(70)
     whole = score_tokens(model, hidden, target), score_among(model, hidden, [3, 250])
     monkeypatch.setattr(vocabulary, "_ROWS", 9)
-    monkeypatch.setattr(vocabulary, "_BYTES", 4 * 300 * 13)
+    monkeypatch.setattr(vocabulary, "SCORES_BYTES", 4 * 300 * 13)
     made = score_tokens(model, hidden, target), score_among(model, hidden, [3, 250])
     for some, all_ in zip(made, whole, strict=True):
         torch.testing.assert_close(some, all_, rtol=1e-4, atol=1e-4)
