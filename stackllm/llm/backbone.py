@@ -1,4 +1,4 @@
-"""Loading a frozen decoder LLM: which weights, in which precision, on which device."""
+"""Loading a language model: which weights, in which precision, on which device."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stackllm.engine import ranks
-from stackllm.errors import (
-    MissingInputError,
-    StackllmError,
-    StorageError,
-    UsageError,
-    first_line,
-)
+from stackllm.errors import MissingInputError, StackllmError, StorageError, UsageError, first_line
 from stackllm.llm.families import check_reads
 from stackllm.llm.heads import add_classifier
 from stackllm.llm.layers import without_upper
 from stackllm.llm.locate import EMBEDDED, prepare, revision_of, settings_of
 from stackllm.llm.machine import (
     QUANTISED,
-    Dtype,
+    Precision,
     choose_dtype,
     compute_dtype,
     device,
@@ -39,8 +33,8 @@ if TYPE_CHECKING:
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Devices = Literal["one", "all"]
 
-CLASSIFIER = "AutoModelForSequenceClassification"
-"""The transformers class that makes a classifier of a backbone."""
+CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+"""The transformers classes that make an LLM and a classifier of a backbone."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class Backbone:
 
 
 def load_backbone(
-    name: str = EMBEDDED, dtype: Dtype = "auto", echo: Callable[[str], None] = print
+    name: str = EMBEDDED, dtype: Precision = "auto", echo: Callable[[str], None] = print
 ) -> Backbone:
     """Load a decoder LLM for reading.
 
@@ -91,10 +85,13 @@ def load_backbone(
     """
     chosen, reason = choose_dtype(dtype)
     echo(f"backbone {name}: {chosen} ({reason})")
-    model, tokenizer = load_model("AutoModelForCausalLM", name, chosen, echo)
+    model, tokenizer = load_model(CAUSAL, name, chosen, echo)
+    return Backbone(name, revision_of(name), chosen, _frozen(model), tokenizer)
+
+
+def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     model.requires_grad_(False)
-    model.eval()
-    return Backbone(name, revision_of(name), chosen, model, tokenizer)
+    return model.eval()
 
 
 def frozen_model(
@@ -112,11 +109,9 @@ def frozen_model(
 
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model, tokenizer = load_model(
-            "AutoModelForCausalLM", name, precision, lambda _: None, attention, devices, trim=trim
+            CAUSAL, name, precision, lambda _: None, attention, devices, trim=trim
         )
-        model.requires_grad_(False)
-        model.eval()
-        return model, tokenizer
+        return _frozen(model), tokenizer
 
     key = name, revision_of(name), precision, attention, devices, without_top
     return resident(("frozen", *key), load)
@@ -142,8 +137,8 @@ def load_model(
     name
         As for :func:`load_backbone`.
     precision
-        A :data:`~stackllm.llm.machine.Precision`, but not ``"auto"``: see :func:`~stackllm.llm.machine.choose_dtype`. ``"int8"`` and ``"nf4"``
-        quantise with bitsandbytes.
+        A :data:`~stackllm.llm.machine.Precision`, but not ``"auto"``: see
+        :func:`~stackllm.llm.machine.choose_dtype`. ``"int8"`` and ``"nf4"`` quantise with bitsandbytes.
     attention
         How attention is computed; ``"auto"`` is what transformers takes for the model. Whatever is
         not ``"auto"`` or ``"eager"`` may want a package or a GPU of its own.
@@ -298,7 +293,7 @@ def load_config(name: str, echo: Callable[[str], None] = print) -> PretrainedCon
     MissingInputError, UsageError
         As for :func:`load_model`.
     """
-    return _whole_config(name, echo, "AutoModelForCausalLM").get_text_config()
+    return _whole_config(name, echo, CAUSAL).get_text_config()
 
 
 def _whole_config(name: str, echo: Callable[[str], None], kind: str) -> PretrainedConfig:

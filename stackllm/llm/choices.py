@@ -18,7 +18,7 @@ from typing import Any
 from stackllm.errors import MissingInputError, ServerError
 from stackllm.llm.hub import hub_model, named_commit
 from stackllm.llm.locate import pinned
-from stackllm.llm.machine import QUANTISED, Dtype, Precision, choose_dtype
+from stackllm.llm.machine import QUANTISED, Precision, choose_dtype
 from stackllm.parameters import BACKBONE, hints_of, marks
 from stackllm.store.atomic import write_text
 from stackllm.store.records import read_json
@@ -31,8 +31,6 @@ _MOVED_SECONDS = 5.0
 
 _OPEN = ("auto", *QUANTISED)
 """Precisions that leave something to the machine, be it but what packed weights are computed in."""
-
-_TYPES = (Dtype, Precision)
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def choose(readers: Sequence[Any], workspace: Workspace) -> tuple[list[Any], Cho
 
 def _precisions(params: Any) -> list[str]:
     """Names of the fields that hold the precision of an LLM's weights."""
-    return [name for name, hint in _hints(params) if hint in _TYPES]
+    return [name for name, hint in _hints(params) if hint == Precision]
 
 
 def _backbones(params: Any) -> list[str]:

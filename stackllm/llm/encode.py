@@ -15,7 +15,7 @@ from stackllm.llm.backbone import Attention, Devices, load_config
 from stackllm.llm.encoder import LIKELIHOOD, read_groups
 from stackllm.llm.families import check_pools
 from stackllm.llm.locate import EMBEDDED, is_ready, revision_of
-from stackllm.llm.machine import Precision, choose_dtype, gpus, settled
+from stackllm.llm.machine import Precision, choose_dtype, pass_tokens
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import PromptParams, longest, make_prompts
 from stackllm.llm.rows import RowCache, Rows, Text, Weights, texts_of
@@ -105,7 +105,7 @@ def encode(
     told = f"{dtype} ({reason})" if params.dtype == "auto" else dtype
     layers = choose_layers(params, engine)
     identity = digest(
-        VERSION, revision_of(params.backbone), settled(dtype), layers, _TEMPLATE,
+        VERSION, revision_of(params.backbone), dtype, layers, _TEMPLATE,
         params.max_question_tokens, params.max_response_tokens, params.batch_tokens,
         params.attention,
     )  # fmt: skip
@@ -171,7 +171,7 @@ def read_texts(
 
 def _budget(params: EncoderParams) -> int:
     """Tokens of a pass."""
-    return params.batch_tokens or (16_384 if gpus() else 1_024)
+    return params.batch_tokens or pass_tokens(16_384)
 
 
 def halved(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stackllm.errors import DataError
-from stackllm.llm.machine import choose_dtype, compute_dtype
+from stackllm.llm.machine import choose_dtype, compute_dtype, packing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,6 @@ def finite_only(
     DataError
         If a state of a real token, or a part of a row, is infinite or no number.
     """
-
     passes: list[Tensor] = []
 
     def look(_: Any, args: Any, given: dict[str, Any], output: Any) -> None:
@@ -73,9 +72,9 @@ def _is_whole(array: np.ndarray) -> bool:
 
 
 def _sentence(backbone: str, precision: str) -> str:
-    computed = compute_dtype(precision)
-    said = f'backbone "{backbone}" in {precision}'
-    said += "" if computed == precision else f", computed in {computed}"
+    stored, computed = packing(precision), compute_dtype(precision)
+    said = f'backbone "{backbone}" in {stored}'
+    said += "" if computed == stored else f", computed in {computed}"
     said += ": the states that it makes of a text are no finite numbers. "
     if computed != "float16":
         return f"{said}Its weights may be damaged: fetch them again, or take another backbone."

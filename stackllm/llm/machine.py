@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal[
     "auto", "float32", "bfloat16", "float16", "int8", "nf4",
     "int8-float32", "int8-bfloat16", "int8-float16", "nf4-float32", "nf4-bfloat16", "nf4-float16",
@@ -142,13 +141,23 @@ def choose_dtype(dtype: Precision) -> tuple[str, str]:
     Parameters
     ----------
     dtype
-        ``"auto"`` looks at the machine; anything else is taken as it is.
+        ``"auto"`` looks at the machine; anything else is taken as it is, but that packed weights get a
+        word of what they are computed in, which decides numbers as well.
 
     Returns
     -------
     tuple[str, str]
-        The precision as torch names it, and the reason for the user to read.
+        The precision, and the reason for the user to read.
+
+    Examples
+    --------
+    >>> choose_dtype("float16")[0], choose_dtype("nf4-float32")[0]
+    ('float16', 'nf4-float32')
+    >>> choose_dtype("nf4")[0].partition("-")[0]
+    'nf4'
     """
+    if dtype in QUANTISED:
+        return f"{dtype}-{compute_dtype(dtype)}", "asked for"
     if dtype != "auto":
         return dtype, "asked for"
     seen = gpus()
@@ -173,15 +182,9 @@ def compute_dtype(precision: str) -> str:
     return computed or choose_dtype("auto")[0] if packed in QUANTISED else precision
 
 
-def settled(precision: str) -> str:
-    """A precision with what packed weights are computed in, which decides numbers as well.
-
-    Examples
-    --------
-    >>> settled("float16"), settled("nf4").partition("-")[0]
-    ('float16', 'nf4')
-    """
-    return f"{precision}-{compute_dtype(precision)}" if precision in QUANTISED else precision
+def pass_tokens(on_gpu: int, on_cpu: int = 1_024) -> int:
+    """Tokens of a pass: a GPU wants many at once to be busy, a processor few that its cache holds."""
+    return on_gpu if gpus() else on_cpu
 
 
 @contextlib.contextmanager

@@ -17,15 +17,11 @@ import polars as pl
 
 from stackllm.engine.local import Engine
 from stackllm.errors import StorageError
-from stackllm.llm.backbone import (
-    Attention,
-    Devices,
-    check_length,
-    load_config,
-)
+from stackllm.llm.backbone import Attention, Devices, check_length, load_config
+from stackllm.llm.estimate import shown, width
 from stackllm.llm.layers import check_layers, count_layers, lower_layers, positions
 from stackllm.llm.locate import is_ready, revision_of
-from stackllm.llm.machine import compute_dtype, packing
+from stackllm.llm.machine import compute_dtype, packing, pass_tokens
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, PromptParams, longest, make_prompts
 from stackllm.llm.reading import opened, read_ends
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 
-_BATCH_TOKENS = 2_048
+_BATCH_TOKENS, _GPU_TOKENS = 2_048, 16_384
 _OPEN_SHARDS = 256
 _RESERVE = 2**30
 """Bytes of the disk that are left free."""
@@ -181,7 +177,7 @@ def read_texts(
     with lower_layers(model, layer) as outputs:
         groups = within_memory(
             longest(prompts),
-            _BATCH_TOKENS,
+            pass_tokens(_GPU_TOKENS, _BATCH_TOKENS),
             lambda most: _read(model, prompts, most, outputs),
             model,
         )
@@ -248,12 +244,11 @@ def _check_disk(root: Path, missing: Sequence[Text], params: TrunkParams, hidden
     questions = {text.question for text in missing}
     tokens = sum(min(len(text) // 3, prompt.max_length_prompt) for text in questions)
     tokens += sum(min(text.size // 3, prompt.max_length_answer) for text in missing)
-    n_bytes = 4 if compute_dtype(params.precision) == "float32" else 2
-    needed = tokens * hidden * n_bytes
+    needed = tokens * hidden * width(params.precision)
     make_folder(root)
     free = shutil.disk_usage(root).free
     if needed > free - _RESERVE:
         raise StorageError(
-            f"{root}: the cached trunk needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} "
-            'GiB are free. Free some, lower max_length_answer, or set trainable_layers = "all".'
+            f"{root}: the cached trunk needs about {shown(needed)} and {shown(free)} are free. "
+            'Free some, lower max_length_answer, or set trainable_layers = "all".'
         )

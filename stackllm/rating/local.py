@@ -20,7 +20,7 @@ from stackllm.engine.local import Engine
 from stackllm.errors import UsageError
 from stackllm.llm.backbone import Devices
 from stackllm.llm.locate import EMBEDDED, revision_of
-from stackllm.llm.machine import Precision, choose_dtype, gpus, settled
+from stackllm.llm.machine import Precision, choose_dtype, pass_tokens
 from stackllm.llm.memory import within_memory
 from stackllm.llm.prompts import Prompt, longest
 from stackllm.llm.rows import RowCache, Weights
@@ -127,7 +127,7 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
 
 def _budget(params: RaterParams) -> int:
     """Tokens of a pass."""
-    return params.batch_tokens or (32_768 if gpus() else 1_024)
+    return params.batch_tokens or pass_tokens(32_768)
 
 
 def count_missing(
@@ -148,7 +148,7 @@ def prompt_text(asked: Asked, case: Case, params: RaterParams) -> str:
 def _cache(asked: Asked, params: RaterParams, dtype: str) -> RowCache:
     """Where answers are kept, by all that decides them besides the texts."""
     identity = digest(
-        VERSION, asking.VERSION, revision_of(params.backbone), settled(dtype), asked,
+        VERSION, asking.VERSION, revision_of(params.backbone), dtype, asked,
         params.max_question_tokens, params.max_response_tokens,
     )  # fmt: skip
     return RowCache("rater", VERSION, identity)
