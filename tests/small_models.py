@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 
 @pytest.fixture(scope="session")
-def make_model():
+def libraries():
+    """What models are made with is imported, and no collection goes through it again.
+
+    Whoever frees a model collects, which would look at half a million objects of these libraries.
+    """
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM, Trainer  # noqa: F401
+
+    gc.collect()  # what is garbage by now would stay for ever
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def make_model(libraries):
     """Build a randomly initialised causal LM of a family."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
