@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stackllm.errors import StorageError
 from stackllm.llm.estimate import room, shown, width
-from stackllm.llm.machine import device, gpus
+from stackllm.llm.machine import QUANTISED, device, gpus, packing
 from stackllm.store.atomic import make_folder, write_text
 from stackllm.store.checkpoints import root_of_this_unit
 from stackllm.store.digest import digest
@@ -228,7 +228,7 @@ def training_needs(
     of_value = 4 + 4 + 4 + (8 if training.optimizer == "adamw" else 2) + 4 * (training.patience > 0)
     every = [matrix for part in layers for matrix in part.matrices]
     largest = max((it.inputs * it.outputs for it in every), default=0)
-    unpacked = 2 * largest * number if precision in ("int8", "nf4") else 0
+    unpacked = 2 * largest * number if packing(precision) in QUANTISED else 0
     fixed = sizes.weights(precision, n_trained if from_trunk else None, not from_trunk, False)
     kept = [saved_by_layer(part, sizes, number, lora, heads * longest, mask) for part in upper]
     widest = max((it.outputs for it in every), default=0)
@@ -289,7 +289,7 @@ def plan_training(
         checkpointing = plain < most and plain * longest < _FULL_PASS
     n_rows = rows(checkpointing)
     if not n_rows:
-        ways = ['precision "nf4"'] if precision != "nf4" else []
+        ways = ['precision "nf4"'] if packing(precision) != "nf4" else []
         ways += ["checkpointing = true"] if not checkpointing else []
         raise StorageError(
             f"fine-tuning {name} in {precision} needs about {shown(needs.of(1, checkpointing))} for one row of "

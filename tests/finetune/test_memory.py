@@ -273,10 +273,24 @@ def test_a_grid_on_a_card_says_what_it_takes_before_a_model_is_loaded(
     params = make_params(make_backbone("llama"), "all", "nf4")
     inputs = make_inputs(tmp_path, params, make_rows())
     (line,) = decoder.told_before(inputs, params)
-    assert f"fine-tuning {params.backbone} in nf4: about 0.0 GiB of 15.0 GiB with 4 rows" in line
+    assert (
+        f"fine-tuning {params.backbone} in nf4-float16: about 0.0 GiB of 15.0 GiB with 4 rows"
+        in line
+    )
     pretend_gpus(dataclasses.replace(T4, memory=RESERVE + 1000))
     with pytest.raises(StorageError, match=r"needs about .* for one row of"):
         decoder.told_before(inputs, params)
     pretend_gpus()
     assert decoder.told_before(inputs, params) == ()
     assert copies == []
+
+
+def test_packed_weights_need_the_same_whether_or_not_it_is_said_what_they_compute_in(pretend_gpus):
+    pretend_gpus(T4)  # which a run says of them: it computes in float16
+    sizes = sizes_of_skeleton(skeleton(64, 128, 4, 2, 2))
+    for packed in ("nf4", "int8"):
+        short, whole = (
+            training_needs(sizes, it, LORA, TrainingParams(), 32)
+            for it in (packed, f"{packed}-float16")
+        )
+        assert short == whole
