@@ -230,9 +230,8 @@ def check_llms(settings: Settings, dry_run: bool = False) -> None:
             if not dry_run:
                 raise
     rater = settings.rater
-    if settings.asks and is_ready(
-        rater.backbone
-    ):  # of a type that is read; the encoder looks first thing
+    # of a type that is read? The encoder looks at its own first thing
+    if settings.asks and is_ready(rater.backbone):
         load_config(rater.backbone, lambda text: None)
     if settings.rater.ask and settings.rater.url:
         check_url(settings.rater.url, settings.server.allow_http)

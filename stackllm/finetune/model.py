@@ -235,9 +235,8 @@ def bare_classifier(
         )  # fmt: skip
         model.requires_grad_(False)
         for name in _trained_whole(backbone, model):
-            model.get_submodule(
-                name
-            ).float()  # in half precision the steps of its rate would round away
+            # in half precision the steps of its rate would round away
+            model.get_submodule(name).float()
         return model, tokenizer
 
     key = backbone, revision_of(backbone), precision, n_classes, attention, devices, n_layers

@@ -290,8 +290,7 @@ def _arguments(
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
     )
-    arguments.mixed_precision = (
-        "no"  # whatever "accelerate launch" was told: numbers are the settings'
-    )
+    # whatever "accelerate launch" was told: numbers are the settings'
+    arguments.mixed_precision = "no"
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
     return arguments

@@ -73,9 +73,8 @@ def known_digest(path: Path) -> str:
     made = file_digest(path)
     if _Seen.of(path) == seen and seen.mtime_ns < began - RACY_NS:
         content = {"file": asdict(seen), "sha256": made}
-        with contextlib.suppress(
-            StorageError
-        ):  # of a cache that is only read: the next command hashes anew
+        # of a cache that is only read: the next command hashes anew
+        with contextlib.suppress(StorageError):
             write_text(record, json.dumps({**content, "self": digest(content)}))
     return made
 

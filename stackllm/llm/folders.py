@@ -47,9 +47,8 @@ def gguf_in(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix.lower() == ".gguf" else None
     files = _matching(path, "*.gguf", "*.GGUF")
-    files = [
-        file for file in files if "mmproj" not in file.name.lower()
-    ]  # how images are read, beside it
+    # beside it may stand how images are read
+    files = [file for file in files if "mmproj" not in file.name.lower()]
     if not files or _matching(path, "*.safetensors"):
         return None
     wholes = {_PART.sub("", file.name) for file in files}
@@ -111,10 +110,8 @@ def _architecture(path: Path) -> str:
 
     Reading all that is in front of the weights, the vocabulary among it, takes seconds.
     """
-    with (
-        path.open("rb") as file,
-        contextlib.suppress(struct.error),
-    ):  # one that ends here is damaged: loading says so
+    # one that ends within them is damaged: loading says so
+    with path.open("rb") as file, contextlib.suppress(struct.error):
         version, _, n_entries = struct.unpack("<4xIQQ", file.read(24))
         if not 2 <= version <= 3:  # the first had other counts; of another byte order
             return ""

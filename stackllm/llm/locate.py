@@ -253,9 +253,8 @@ def prepare(name: str, echo: Callable[[str], None] = print) -> str:
         echo(f"backbone {name} was damaged; moved to {quarantine(cache_folder(), unit)}")
     if condition != REUSED:
         echo(f"backbone {name}: converting {source.name} once into {folder}")
-        stored = (
-            "float32" if name == EMBEDDED else ""
-        )  # as it always was: its numbers are published
+        # the embedded one as it always was: its numbers are published
+        stored = "float32" if name == EMBEDDED else ""
         publish(cache_folder(), unit, lambda temporary: _convert(source, temporary, stored))
     return str(folder)
 

@@ -110,7 +110,8 @@ class Rows:
         wanted: dict[Path, list[tuple[int, int]]] = {}
         for row, (shard, place) in enumerate(self.places):
             wanted.setdefault(shard, []).append((row, place))
-        stored = [(_open(shard, name).shape[1:], _open(shard, name).dtype) for shard in wanted]
+        each = (_open(shard, name) for shard in wanted)
+        stored = [(it.shape[1:], it.dtype) for it in each]
         shape = (len(self.places), *(stored[0][0] if stored else ()))
         dtype = np.result_type(*{dtype for _, dtype in stored}) if stored else np.dtype(float)
         taken = (
