@@ -340,7 +340,7 @@ def fit_start(inputs: Inputs, states: Path, targets: Targets, seed: int, folder:
     stored = np.load(states / _STATES, mmap_mode="r", allow_pickle=False)
     biased = read_json(states / _SETTINGS)["biased"]
     rows = np.unique(targets.rows)
-    weights, bias = _suiting(stored[rows], rows, inputs.groups, targets, seed, biased)
+    weights, bias = _suiting(stored[rows], rows, inputs.groups, targets, seed, biased, 5)
     np.save(folder / _WEIGHTS, weights)
     np.save(folder / _BIAS, bias)
 
@@ -416,13 +416,18 @@ def _suiting(
     targets: Targets,
     seed: int,
     biased: bool,
+    n_held: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias of a logistic regression on the states of ``rows``, ``(len(rows), width)``, as they are."""
+    """Weights and bias of a logistic regression on the states of ``rows``, ``(len(rows), width)``, as they are.
+
+    A head of one model has its penalty chosen on a fifth of the groups; a head that all seeds share, on
+    all fifths in turn, as there are no others to make up for a bad choice.
+    """
     centre = states.mean(axis=0) if biased else np.zeros_like(states[0])
     scale = np.maximum(states.std(axis=0), 1e-6)
     features = np.zeros((len(groups), states.shape[1]), dtype=np.float32)
     features[rows] = (states - centre) / scale
-    _, weights, bias = fit_head(features, groups, targets, _PENALTIES, 300, seed, biased)
+    _, weights, bias = fit_head(features, groups, targets, _PENALTIES, 300, seed, biased, n_held)
     weights = weights / scale
     return weights, bias - weights @ centre
 

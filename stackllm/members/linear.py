@@ -157,8 +157,9 @@ def choose_penalty(
     seed: int,
     intercept: bool = True,
     axes: bool = False,
+    n_held: int = 1,
 ) -> float:
-    """The penalty with the least log loss on a fifth of the groups whose labels were given.
+    """The penalty with the least log loss on a fifth of the groups whose labels were given, or on several.
 
     Parameters
     ----------
@@ -174,19 +175,23 @@ def choose_penalty(
         As for :func:`logistic`.
     seed
         Decides which groups are held out.
+    n_held
+        How many fifths are, one after the other: all 5 choose best, of few groups above all.
     """
     # Of the groups whose labels were given: a fifth of all groups may hold pseudo-labels alone.
     given = groups[targets.rows[targets.given]]
     # with one candidate there is nothing to choose, with one group nothing to judge by
     if len(candidates) == 1 or len(np.unique(given)) < 2:
         return min(candidates)
-    held = np.isin(groups[targets.rows], given[inner_folds(given, 5, seed) == 0])
-    train, test = targets.only(~held), targets.only(held & targets.given)
-    losses = []
-    for c in candidates:
-        weights, bias = logistic(features[train.rows], train, c, max_iter, intercept, axes)
-        probabilities = class_probabilities(features[test.rows], weights, bias)
-        losses.append(log_loss(probabilities, test.labels))
+    folds = inner_folds(given, 5, seed)
+    losses = np.zeros(len(candidates))
+    for fold in range(min(n_held, int(folds.max()) + 1)):
+        held = np.isin(groups[targets.rows], given[folds == fold])
+        train, test = targets.only(~held), targets.only(held & targets.given)
+        for i, c in enumerate(candidates):
+            weights, bias = logistic(features[train.rows], train, c, max_iter, intercept, axes)
+            probabilities = class_probabilities(features[test.rows], weights, bias)
+            losses[i] += log_loss(probabilities, test.labels) * len(test.labels)
     return candidates[int(np.argmin(losses))]
 
 
@@ -198,12 +203,13 @@ def fit_head(
     max_iter: int,
     seed: int,
     intercept: bool = True,
+    n_held: int = 1,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Choose the penalty, and fit with it on all targets.
 
     Parameters
     ----------
-    features, groups, targets, candidates, max_iter, seed, intercept
+    features, groups, targets, candidates, max_iter, seed, intercept, n_held
         As for :func:`choose_penalty`.
 
     Returns
@@ -219,7 +225,9 @@ def fit_head(
         features = np.asarray(features[rows], dtype=np.float32)
         groups, targets = groups[rows], replace(targets, rows=entries)
         original, (features, loadings) = features, principal_axes(features)
-    c = choose_penalty(features, groups, targets, candidates, max_iter, seed, intercept, wide)
+    c = choose_penalty(
+        features, groups, targets, candidates, max_iter, seed, intercept, wide, n_held
+    )
     weights, bias = logistic(features[targets.rows], targets, c, max_iter, intercept, wide)
     return c, (weights @ loadings.T) @ original if wide else weights, bias
 
