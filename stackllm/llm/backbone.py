@@ -232,12 +232,13 @@ def _trimmed(
 def _pad_token(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """A token to fill up with, which is masked: the first candidate that the model has an embedding of.
 
-    The configuration's own goes first, as RoBERTa counts positions from the number of that token.
+    The configuration's own goes first, as RoBERTa counts positions from the number of that token. One that
+    ends texts comes before whatever has the number 0: transformers reads a text up to its last token that
+    is no padding, and 0 may be a word, or what stands for unknown ones.
     """
-    for token in (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None and 0 <= token < config.vocab_size:
-            return int(token)
-    return 0
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    tokens = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, *ends)
+    return next((it for it in tokens if it is not None and 0 <= it < config.vocab_size), 0)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
