@@ -10,10 +10,14 @@ from pathlib import Path
 
 from stackllm import __version__
 from stackllm.errors import StackllmError
+from stackllm.finetune.dataset import TrainingParams
+from stackllm.finetune.memory import training_needs
+from stackllm.finetune.model import LoraParams
 from stackllm.llm.digests import cache_folder
 from stackllm.llm.estimate import Sizes, reading_bytes, room, shown, sizes_of
 from stackllm.llm.locate import find_backbone, is_ready
 from stackllm.llm.machine import choose_dtype, free_memories, free_memory, gpus
+from stackllm.llm.prompts import PromptParams
 from stackllm.recipes.loader import find_asked, find_recipes
 
 PACKAGES = (
@@ -36,7 +40,11 @@ PASS_TOKENS = 1_024
 """Tokens of a pass for which memory is estimated. Those that begin larger become smaller where need be."""
 
 PURPOSES: dict[str, Callable[[Sizes, str], int]] = {
-    "read": lambda sizes, precision: reading_bytes(sizes, precision, PASS_TOKENS)
+    "read": lambda sizes, precision: reading_bytes(sizes, precision, PASS_TOKENS),
+    # adapters on all layers, the least that a training can do with: one row per pass, layers computed twice
+    "fine-tune": lambda sizes, precision: training_needs(
+        sizes, precision, LoraParams(), TrainingParams(), PromptParams().max_length
+    ).of(1, True),
 }
 """What a backbone can be used for, and how many bytes that needs, by its sizes and a precision."""
 
