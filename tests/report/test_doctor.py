@@ -52,7 +52,8 @@ def test_what_fits_where(pretend_gpus, eight_billion, seen, dtype, fits, monkeyp
     for name, where in zip(order, fits, strict=True):
         assert f"fits {where}" in told[name], told[name]
     read, tuned = told["in nf4"].split("; ")
-    assert read.startswith("read ") and tuned.startswith("fine-tune ")
+    assert read.startswith("read ")
+    assert tuned.startswith("fine-tune ")
     assert f"fits {fits[0]}" in tuned  # 8B with adapters on all layers: the point of QLoRA
 
 
