@@ -121,7 +121,8 @@ def test_rounds_refitting_and_new_groups(contest, backbone):
     root = contest / "artifacts/run"
     backbone = shutil.copytree(backbone, contest / "own")
     run = ("run", "--jobs", "1", "--rounds", "1", "--json", "--truth", "solution.csv")
-    configure(contest, backbone, layers=2)
+    learning = {"rate": 1e-2, "epochs": 2}  # so that the blend takes some of it
+    configure(contest, backbone, layers=2, **learning)
     told = stackllm(*run, cwd=contest)
     assert told.returncode == 0, told.stderr
     board = pl.DataFrame(json.loads(told.stdout)["leaderboard"])
@@ -137,7 +138,7 @@ def test_rounds_refitting_and_new_groups(contest, backbone):
     assert not (contest / "artifacts/cache/trunk").exists()  # nobody trains
     assert digests(root) == before
 
-    configure(contest, backbone, layers=2, refit="full")
+    configure(contest, backbone, layers=2, refit="full", **learning)
     told = stackllm(*run, cwd=contest)
     assert told.returncode == 0, told.stderr
     assert (contest / "artifacts/cache/trunk").exists()
