@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,12 +87,16 @@ class Batch:
     mask: Tensor
 
     def to(self, device: Any) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device; pinned memory is copied while the processor goes on."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from by itself; torch's loaders ask for it by this name."""
+        return self._each(lambda tensor: tensor.pin_memory())
 
-        return Batch(move(self.ids), move(self.states), self.mask.to(device))
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        ids, states = (None if it is None else change(it) for it in (self.ids, self.states))
+        return Batch(ids, states, change(self.mask))
 
 
 def new_classifier(

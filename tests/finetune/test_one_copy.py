@@ -212,7 +212,7 @@ def test_a_stored_model_that_is_damaged_or_of_other_settings_is_not_taken(
     predict = decoder.predict_rows
     monkeypatch.setattr(decoder, "predict_rows", lambda *_: 1 / 0)
     for root in ("damaged", "other"):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError, match="division by zero"):
             contest(tmp_path / root, params)
     monkeypatch.setattr(decoder, "predict_rows", predict)
     (weights,) = (tmp_path / "damaged/fitted").rglob("adapter_model.safetensors")
