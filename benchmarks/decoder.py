@@ -29,6 +29,7 @@ from stackllm.llm.trunk import cache_trunk
 from stackllm.members import decoder
 from stackllm.members.decoder import DecoderParams
 from stackllm.members.inputs import Inputs, save_texts, save_trunk, trunk_folder
+from stackllm.members.warm_head import warm_head
 from stackllm.metrics import bootstrap_error, row_losses
 from stackllm.tables.contest import TableParams, read_training
 
@@ -159,7 +160,7 @@ def _without_cache(
     whole = dataclasses.replace(params, trainable_layers="all")
     lengths, collate = decoder.sequences(grid.inputs, whole, tokenizer)
     labels = np.eye(grid.n_classes)[targets.labels]
-    decoder.warm_head(model, grid.inputs.groups, targets, lengths, collate, seed)
+    warm_head(model, grid.inputs.groups, targets, lengths, collate, seed)
     examples = Examples(targets.rows, labels, targets.weights, lengths[targets.rows], collate)
     training.train(model, examples, params.training, seed, folder / "metrics.jsonl")
     model.eval()

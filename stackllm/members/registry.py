@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stackllm.errors import UsageError, did_you_mean
-from stackllm.members import decoder, features, frozen, lexical
+from stackllm.members import decoder, features, frozen, lexical, warm_head
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.decoder import DecoderParams
 from stackllm.members.frozen import FrozenParams
@@ -27,7 +27,7 @@ KINDS = {
         reads="texts",
         of_gpu=True,
         told_before=decoder.told_before,
-        start=Start(decoder.read_start, decoder.fit_start),
+        start=Start(decoder.read_start, warm_head.fit_start),
     ),
     "features": Kind(BoostingParams, features.VERSION, features.fit, features.predict),
 }

@@ -21,7 +21,7 @@ from stackllm.finetune.dataset import TrainingParams
 from stackllm.finetune.model import LoraParams, load_classifier, logits, save_classifier
 from stackllm.llm import backbone as loading
 from stackllm.llm.resident import release
-from stackllm.members import decoder
+from stackllm.members import decoder, warm_head
 from stackllm.members.build import StoredInputs
 from stackllm.members.inputs import VIEWS, save_inputs
 from stackllm.members.registry import Member
@@ -229,13 +229,13 @@ def test_a_stored_model_that_is_damaged_or_of_other_settings_is_not_taken(
 
 def test_a_warm_head_is_computed_once_for_all_seeds(make_backbone, contest, tmp_path, monkeypatch):
     params = make_params(make_backbone("llama"), 2, seeds=(0, 1), refit="full")
-    suiting, heads = decoder._suiting, []
+    suiting, heads = warm_head._suiting, []
 
     def counting(*args):
         heads.append(suiting(*args[:6], 5))  # all choose their penalty likewise
         return heads[-1]
 
-    monkeypatch.setattr(decoder, "_suiting", counting)
+    monkeypatch.setattr(warm_head, "_suiting", counting)
     contest(tmp_path / "run", params)
     assert len(heads) == 4  # of three folds, and of all rows
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*/manifest.json")}
@@ -244,15 +244,15 @@ def test_a_warm_head_is_computed_once_for_all_seeds(make_backbone, contest, tmp_
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
     # what each of them would compute for itself is the same up to rounding
-    started, starts = decoder._start_head, []
+    started, starts = warm_head.start_head, []
 
     def both(model, inputs, *args):
         assert started(model, inputs, *args)
         starts.append(models.last_linear(model).weight.detach().clone())
-        assert decoder.warm_head(model, inputs.groups, *args)
+        assert warm_head.warm_head(model, inputs.groups, *args)
         return True
 
-    monkeypatch.setattr(decoder, "_start_head", both)
+    monkeypatch.setattr(decoder, "start_head", both)
     contest(tmp_path / "again", dataclasses.replace(params, seeds=(0,), refit="folds"))
     of_units = heads[-3:]
     assert len(starts) == 3
