@@ -27,7 +27,7 @@ from stackllm.members.registry import KINDS, Member
 from stackllm.members.stage import full_places, places_of
 from stackllm.metrics import accuracy, mean_with_error, row_losses, shown_with_error
 from stackllm.rating.local import RaterParams
-from stackllm.rating.transport import ServerParams
+from stackllm.rating.requests import ServerParams
 from stackllm.recipes.loader import Recipe, recipes_digest
 from stackllm.settings import build
 from stackllm.stack.features import stack_features

@@ -40,9 +40,9 @@ from stackllm.parameters import (
     shown,
     validated,
 )
+from stackllm.rating.address import check_url
 from stackllm.rating.local import RaterParams
-from stackllm.rating.server import check_url
-from stackllm.rating.transport import ServerParams
+from stackllm.rating.requests import ServerParams
 from stackllm.tables.contest import TableParams
 from stackllm.toml import read_toml
 

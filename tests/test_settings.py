@@ -64,6 +64,7 @@ NO_SETTINGS = {
 NO_LIMITS = {
     ("RaterParams", "url"): "check_url refuses it, without showing what may hold a key",
     ("OwnParams", "params"): "what the user's own class takes is its own affair",
+    ("ServerParams", "extra"): "what a server takes is its own affair",
 }
 FIELDS = [(params, name) for params in CLASSES.values() for name in hints_of(params)]
 

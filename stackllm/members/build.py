@@ -25,7 +25,7 @@ from stackllm.members.inputs import (
 from stackllm.members.lexical import count_ngrams
 from stackllm.rating.ask import ask
 from stackllm.rating.local import RaterParams
-from stackllm.rating.transport import ServerParams
+from stackllm.rating.requests import ServerParams
 from stackllm.recipes.loader import Recipe, recipes_digest, run_recipes
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit

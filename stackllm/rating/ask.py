@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,12 @@ import numpy as np
 import polars as pl
 
 from stackllm.engine.local import Engine, PendingError
-from stackllm.rating.local import RaterParams, count_missing, rate
+from stackllm.rating.answers import Answered, Answers, Cost
+from stackllm.rating.local import RaterParams, count_missing, prompt_text, rate
 from stackllm.rating.question import Asked, Case, list_cases, make_columns, read_asked
+from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server, pending_units
-from stackllm.rating.transport import ServerParams
+from stackllm.store.digest import digest
 
 JOURNAL = "answers.sqlite"
 """Name of the journal of server answers in the folder that runs share."""
@@ -59,30 +60,31 @@ def ask(
     todo = list(zip(recipes, (cases for cases, _ in listed), strict=True))
     try:
         if rater.url:
-            answers, failures = ask_server(
+            answered = ask_server(
                 todo, rater, server, cache.root / JOURNAL, cache.reporter, cache.dry_run
             )
         else:
-            answers, failures = _ask_here(todo, rater, cache)
+            answered = _ask_here(todo, rater, cache)
     except PendingError as error:
         said = f"{rows.height:,} rows; {error}"
         raise PendingError(said, error.units, note=said) from None
-    for asked, (cases, _), why in zip(recipes, listed, failures, strict=True):
-        if why:
-            reasons = ", ".join(f"{count} {name}" for name, count in sorted(why.items()))
-            cache.reporter.warn(
-                f"{asked.block}: {why.total()} of {len(cases)} prompts have no valid answer ({reasons}); "
-                "their features are missing values."
-            )
-    return {
-        asked.block: make_columns(asked, places, probabilities, rows.height)
-        for asked, (_, places), probabilities in zip(recipes, listed, answers, strict=True)
-    }
+    blocks = {}
+    for asked, (cases, places), it in zip(recipes, listed, answered, strict=True):
+        for answers in it.questions:
+            why = answers.failures
+            if why:
+                reasons = ", ".join(f"{count} {name}" for name, count in sorted(why.items()))
+                cache.reporter.warn(
+                    f"{asked.block}: {why.total()} of {len(cases)} prompts have no valid answer ({reasons}); "
+                    "their features are missing values."
+                )
+            blocks[asked.block] = make_columns(asked, places, answers.probabilities, rows.height)
+    return blocks
 
 
 def _ask_here(
     todo: list[tuple[Asked, list[Case]]], rater: RaterParams, cache: Engine
-) -> tuple[list[np.ndarray], list[Counter[str]]]:
+) -> list[Answered]:
     """Answers of the LLM on this machine; see :func:`~stackllm.rating.server.ask_server`."""
     if cache.dry_run:  # all recipes at once, where each would stop at its own units
         counts = [count_missing(asked, cases, rater, cache.root) for asked, cases in todo]
@@ -91,6 +93,20 @@ def _ask_here(
             told = ", ".join(f"{block}: {said}" for block, said in units.items())
             tokens = sum(tokens for _, tokens in counts)
             raise PendingError(f"{told}, about {tokens:,} tokens for {rater.backbone}.", units)
-    answers = [rate(asked, cases, rater, cache) for asked, cases in todo]
-    missing = [int(np.isnan(rows).any(axis=1).sum()) for rows in answers]
-    return answers, [Counter({"no number": count} if count else {}) for count in missing]
+    return [_answered_here(asked, cases, rater, cache) for asked, cases in todo]
+
+
+def _answered_here(asked: Asked, cases: list[Case], rater: RaterParams, cache: Engine) -> Answered:
+    missing, tokens = count_missing(asked, cases, rater, cache.root)
+    probabilities = rate(asked, cases, rater, cache)
+    ok = np.isfinite(probabilities).all(axis=1)
+    best = np.where(ok[:, None], probabilities, 0.0).argmax(axis=1)
+    answers = Answers(
+        probabilities,
+        tuple("ok" if is_ok else "no number" for is_ok in ok),
+        tuple(asked.answers[i] if is_ok else "" for i, is_ok in zip(best, ok, strict=True)),
+        (rater.backbone,) * len(cases),
+        tuple(digest(prompt_text(asked, case, rater)) for case in cases),
+        (True,) * len(cases),
+    )
+    return Answered((answers,), Cost(len(cases), missing, tokens))

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Reply:
         The model that the server says has answered; empty if it does not say.
     n_tokens
         Tokens that the server says were used; 0 if it does not say.
+    n_prompt
+        Tokens that the server says the prompt had; 0 if it does not say.
+    thought
+        Whether the LLM thought before it answered.
     """
 
     text: str
@@ -56,6 +60,8 @@ class Reply:
     refused: bool
     model: str
     n_tokens: int
+    n_prompt: int = 0
+    thought: bool = False
 
     def dump(self) -> str:
         """The reply as JSON."""
@@ -71,6 +77,8 @@ class Reply:
             If the text is anything else.
         """
         values = json.loads(text)
+        if isinstance(values, dict):
+            values = {**_LATER, **values}
         if not isinstance(values, dict) or {k: type(v) for k, v in values.items()} != _KINDS:
             raise ValueError("no reply")
         tokens = tuple(
@@ -87,7 +95,30 @@ _KINDS = {
     "refused": bool,
     "model": str,
     "n_tokens": int,
+    "n_prompt": int,
+    "thought": bool,
 }
+_LATER = {"n_prompt": 0, "thought": False}
+"""What replies of older journals lack."""
+
+
+class Judged(NamedTuple):
+    """What a reply is worth.
+
+    Parameters
+    ----------
+    status
+        ``"ok"``, or why there is no answer: ``"wrong model"``, ``"refusal"``, ``"empty"``,
+        ``"cut off"``, ``"out of scale"``, ``"unknown answer"``.
+    probabilities
+        ``(n_answers,)``; NaN without an answer.
+    measured
+        Whether they were read from token scores.
+    """
+
+    status: str
+    probabilities: np.ndarray
+    measured: bool = False
 
 
 def read_reply(content: bytes, secret: str = "") -> Reply:
@@ -124,7 +155,7 @@ def read_reply(content: bytes, secret: str = "") -> Reply:
     if text is None and not refusal:
         raise BadReplyError("wrong schema")
     finish, model, usage = choices[0].get("finish_reason"), data.get("model"), data.get("usage")
-    used = usage.get("total_tokens") if isinstance(usage, dict) else None
+    usage = usage if isinstance(usage, dict) else {}
     secret = secret if len(secret) >= _LEAST_SECRET else ""
     return Reply(
         _kept(text, secret),
@@ -132,11 +163,12 @@ def read_reply(content: bytes, secret: str = "") -> Reply:
         _kept(finish, secret),
         bool(refusal) or finish == "content_filter",
         _kept(model, secret),
-        used if type(used) is int and 0 <= used < 10**7 else 0,
+        _count(usage.get("total_tokens")),
+        _count(usage.get("prompt_tokens")),
     )
 
 
-def judge(reply: Reply, asked: Asked, model: str) -> tuple[str, np.ndarray]:
+def judge(reply: Reply, asked: Asked, model: str, any_model: bool = False) -> Judged:
     """Whether a reply is a valid answer, and the probability that it gives each allowed one.
 
     Token log-probabilities are used if the server gave them, they spell the text, its first line
@@ -151,34 +183,28 @@ def judge(reply: Reply, asked: Asked, model: str) -> tuple[str, np.ndarray]:
         The recipe.
     model
         The model that was asked for.
-
-    Returns
-    -------
-    status
-        ``"ok"``, or why there is no answer: ``"wrong model"``, ``"refusal"``, ``"empty"``,
-        ``"cut off"``, ``"out of scale"``, ``"unknown answer"``.
-    probabilities
-        ``(n_answers,)``; NaN without an answer.
+    any_model
+        Whether any other may have answered.
     """
     nothing = np.full(len(asked.answers), np.nan)
-    if reply.model and not same_model(reply.model, model):
-        return "wrong model", nothing
+    if reply.model and not any_model and not same_model(reply.model, model):
+        return Judged("wrong model", nothing)
     if reply.refused:
-        return "refusal", nothing
+        return Judged("refusal", nothing)
     said = _clean(reply.text)
     known = [_clean(answer) for answer in asked.answers]
     if not said:
-        return "empty", nothing
+        return Judged("empty", nothing)
     if reply.finish == "length" and any(k != said and k.startswith(said) for k in known):
-        return "cut off", nothing
+        return Judged("cut off", nothing)
     if _clean(reply.text.strip().splitlines()[0]) in known and _spell_the_text(reply):
         probabilities = token_probabilities(reply.tokens, asked.answers)
         if probabilities is not None:
-            return "ok", probabilities
+            return Judged("ok", probabilities, measured=True)
     if said not in known:
         number = asked.kind == "rating" and re.fullmatch(r"[-+]?\d+([.,]\d+)?", said)
-        return "out of scale" if number else "unknown answer", nothing
-    return "ok", np.eye(len(known))[known.index(said)]
+        return Judged("out of scale" if number else "unknown answer", nothing)
+    return Judged("ok", np.eye(len(known))[known.index(said)])
 
 
 def token_probabilities(
@@ -260,6 +286,10 @@ def _message(choice: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise BadReplyError("wrong schema")
     return message
+
+
+def _count(told: Any) -> int:
+    return told if type(told) is int and 0 <= told < 10**7 else 0
 
 
 def _kept(text: Any, secret: str) -> str:

@@ -13,61 +13,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any
-
-from annotated_types import Ge, Gt, Le
+from typing import Any
 
 from stackllm.errors import ServerError
-from stackllm.parameters import check
-from stackllm.rating.prompt import about_tokens
 from stackllm.rating.replies import BadReplyError, Reply, read_reply
+from stackllm.rating.requests import ServerParams, estimate_tokens
 
 _LONGEST_BACKOFF = 30.0
-
-Seconds = Annotated[float, Gt(0), Le(86_400)]
-PerMinute = Annotated[float, Ge(0), Le(1_000_000_000)]
-
-
-@dataclass(frozen=True)
-class ServerParams:
-    """How a server may be used.
-
-    Parameters
-    ----------
-    concurrency
-        Requests under way at once.
-    requests_per_minute, tokens_per_minute
-        Limits; 0 is none. Tokens are estimated from the prompt's length, four bytes per token.
-    max_requests
-        Stop after so many requests, retries included, and keep every answer. None is no limit.
-    attempts
-        How often one prompt is sent at most.
-    timeout_seconds
-        For one attempt, from connecting to the body's last byte.
-    deadline_seconds
-        For one prompt with all its attempts and the waits between them. Its turn in our own pace,
-        and a pause that the server asked another prompt for, do not count.
-    backoff_seconds
-        First wait before a retry; it doubles, and a random share of it is waited.
-    max_bytes
-        A longer body is not read.
-    allow_http
-        Whether unencrypted HTTP may leave this machine.
-    """
-
-    concurrency: Annotated[int, Ge(1), Le(1000)] = 4
-    requests_per_minute: PerMinute = 600.0
-    tokens_per_minute: PerMinute = 0.0
-    max_requests: Annotated[int, Ge(0), Le(1_000_000_000)] | None = None
-    attempts: Annotated[int, Ge(1), Le(1000)] = 5
-    timeout_seconds: Seconds = 60.0
-    deadline_seconds: Seconds = 300.0
-    backoff_seconds: Seconds = 0.5
-    max_bytes: Annotated[int, Ge(1), Le(1_000_000_000)] = 1_000_000
-    allow_http: bool = False
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 class UnansweredError(Exception):
@@ -289,9 +241,3 @@ def retry_after(headers: Mapping[str, str], most: float) -> float:
         except (ValueError, TypeError, OverflowError):
             return 0.0
     return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), most)
-
-
-def estimate_tokens(body: Mapping[str, Any]) -> int:
-    """About how many tokens a request costs: four bytes per token, and the reply's limit."""
-    prompt = "".join(message["content"] for message in body["messages"])
-    return about_tokens(prompt) + int(body["max_tokens"])

@@ -78,8 +78,13 @@ def _fields(part: Any) -> dict[str, Any]:
     return {
         field.name: value
         for field, value in values.items()
-        if not (field.metadata.get("later") and value == field.default)
+        if not (field.metadata.get("later") and value == _default(field))
     }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def _series_bytes(column: pl.Series) -> bytes:

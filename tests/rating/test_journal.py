@@ -22,14 +22,14 @@ from stackllm.engine.progress import Reporter
 from stackllm.errors import BudgetError, LockedError, StorageError, UsageError
 from stackllm.llm.encode import EncoderParams
 from stackllm.members.build import build_inputs
+from stackllm.rating.address import check_url, read_key
 from stackllm.rating.ask import ask as ask_recipes
 from stackllm.rating.journal import open_journal, read_replies
 from stackllm.rating.local import RaterParams
 from stackllm.rating.question import Asked, Case
 from stackllm.rating.replies import Reply, read_reply
+from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server as ask_all
-from stackllm.rating.server import check_url, read_key
-from stackllm.rating.transport import ServerParams
 from stackllm.recipes.loader import find_recipes
 from stackllm.workspace import Workspace
 
@@ -52,7 +52,8 @@ def ask(url, path, n=N_PROMPTS, dry_run=False, **server):
     rater = RaterParams(url=url, model="tiny")
     cases = [Case("What?", (f"text number {i}",)) for i in range(n)]
     quiet = Reporter(quiet=True)
-    (found,), _ = ask_all([(ASKED, cases)], rater, params, path, quiet, dry_run)
+    (answered,) = ask_all([(ASKED, cases)], rater, params, path, quiet, dry_run)
+    found = answered.questions[0].probabilities
     return found
 
 

@@ -21,7 +21,7 @@ from stackllm.rating.ask import ask
 from stackllm.rating.local import ChatForm, RaterParams, rate, rate_cases
 from stackllm.rating.prompt import compose, make_nonce
 from stackllm.rating.question import Asked, Case, read_asked
-from stackllm.rating.transport import ServerParams
+from stackllm.rating.requests import ServerParams
 
 torch.set_num_threads(1)
 

@@ -15,8 +15,8 @@ from stackllm.engine.progress import Reporter
 from stackllm.llm.locate import prepare
 from stackllm.rating.local import RaterParams
 from stackllm.rating.question import Asked, Case, read_asked
+from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server
-from stackllm.rating.transport import ServerParams
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,7 +74,9 @@ def test_answers_of_a_real_server_are_valid_or_missing_and_counted(served, tmp_p
     rater = RaterParams(url=url, model=model)
     server = ServerParams(concurrency=1, attempts=2)
     arguments = (rater, server, tmp_path / "answers.sqlite", Reporter(quiet=True), False)
-    found, failures = ask_server(asked, *arguments)
+    answers = [it.questions[0] for it in ask_server(asked, *arguments)]
+    found = [it.probabilities for it in answers]
+    failures = [it.failures for it in answers]
     reasons = {reason for counted in failures for reason in counted}
     assert reasons <= {"unknown answer", "out of scale", "empty", "cut off"}, reasons
     for probabilities, counted in zip(found, failures, strict=True):
@@ -83,5 +85,5 @@ def test_answers_of_a_real_server_are_valid_or_missing_and_counted(served, tmp_p
         np.testing.assert_allclose(probabilities[~missing].sum(axis=1), 1)
     valid = [int(np.isfinite(probabilities).all(axis=1).sum()) for probabilities in found]
     assert sum(valid) >= 1, failures
-    again, _ = ask_server(asked, *arguments)
+    again = [it.questions[0].probabilities for it in ask_server(asked, *arguments)]
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, again, strict=True))

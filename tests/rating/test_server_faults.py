@@ -19,8 +19,9 @@ from stackllm.errors import ServerError
 from stackllm.rating.local import RaterParams
 from stackllm.rating.question import Asked, Case
 from stackllm.rating.replies import judge, read_reply, same_model
-from stackllm.rating.server import ask_server, make_body
-from stackllm.rating.transport import ServerParams, estimate_tokens, retry_after
+from stackllm.rating.requests import ServerParams, estimate_tokens, make_body
+from stackllm.rating.server import ask_server
+from stackllm.rating.transport import retry_after
 
 ASKED = Asked("gpt_rating", "rating", "Rate it.", tuple(map(str, range(1, 11))))
 SERVER = ServerParams(
@@ -35,8 +36,9 @@ def ask(server, responses, path, params=SERVER, **rater):
     cases = [Case("What?", (text,)) for text in responses]
     settings = RaterParams(url=server.url, model="tiny", **rater)
     quiet = Reporter(quiet=True)
-    (found,), (failures,) = ask_server([(ASKED, cases)], settings, params, path, quiet, False)
-    return found, failures
+    (answered,) = ask_server([(ASKED, cases)], settings, params, path, quiet, False)
+    (answers,) = answered.questions
+    return answers.probabilities, answers.failures
 
 
 def first_then_good(fault):
@@ -336,7 +338,7 @@ def test_tokens_a_minute_are_kept(tmp_path):
     with chat_server(says("7")) as server:
         rater = RaterParams(url=server.url, model="tiny")
         case = Case("What?", ("0",))
-        tokens = estimate_tokens(make_body(ASKED, case, rater))
+        tokens = estimate_tokens(make_body(ASKED, case, rater, SERVER))
         params = replace(SERVER, tokens_per_minute=tokens * 600, concurrency=8)
         ask(server, map(str, range(8)), tmp_path / "a.sqlite", params)
     assert server.times[-1] - started >= 0.1 * 7
@@ -413,7 +415,7 @@ def judged(text, asked=ASKED, **more):
 
 def test_labels_with_marks_around_them_are_found():
     for text, place in (("U.S.", 0), ("u.s", 0), ('"90s', 1), ("90s.", 1), ("*other*", 2)):
-        status, found = judged(text, LABELLED)
+        status, found, _ = judged(text, LABELLED)
         assert (status, found.argmax()) == ("ok", place)
     spelled = [("U", {"U": 0.75, "other": 0.25}), (".S", {".S": 1.0}), (".", {".": 1.0})]
     np.testing.assert_allclose(judged("U.S.", LABELLED, tokens=spelled)[1], [0.75, 0, 0.25])

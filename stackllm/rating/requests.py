@@ -1,0 +1,100 @@
+"""What is sent to a chat server, and how it may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+
+from stackllm.parameters import check
+from stackllm.rating.local import RaterParams, prompt_text
+from stackllm.rating.prompt import about_tokens
+from stackllm.rating.question import Asked, Case
+from stackllm.store.digest import LATER
+
+Seconds = Annotated[float, Gt(0), Le(86_400)]
+PerMinute = Annotated[float, Ge(0), Le(1_000_000_000)]
+
+
+@dataclass(frozen=True)
+class ServerParams:
+    """How a server may be used.
+
+    Parameters
+    ----------
+    concurrency
+        Requests under way at once.
+    requests_per_minute, tokens_per_minute
+        Limits; 0 is none. Tokens are estimated from the prompt's length, four bytes per token.
+    max_requests
+        Stop after so many requests, retries included, and keep every answer. None is no limit.
+    attempts
+        How often one prompt is sent at most.
+    timeout_seconds
+        For one attempt, from connecting to the body's last byte.
+    deadline_seconds
+        For one prompt with all its attempts and the waits between them. Its turn in our own pace,
+        and a pause that the server asked another prompt for, do not count.
+    backoff_seconds
+        First wait before a retry; it doubles, and a random share of it is waited.
+    max_bytes
+        A longer body is not read.
+    max_tokens
+        Tokens of a reply, thought included: an LLM that thinks before it answers needs a few thousand.
+    extra
+        What else stands in the body of each request, such as ``{reasoning_effort = "low"}``; it takes the place of
+        what would stand there.
+    any_model
+        Whether an answer counts under whatever name of a model it comes.
+    batch
+        Whether prompts are handed over as files to the server's batch endpoint, which takes hours and costs less.
+    poll_seconds
+        How long to wait before asking again whether a batch is done.
+    allow_http
+        Whether unencrypted HTTP may leave this machine.
+    """
+
+    concurrency: Annotated[int, Ge(1), Le(1000)] = 4
+    requests_per_minute: PerMinute = 600.0
+    tokens_per_minute: PerMinute = 0.0
+    max_requests: Annotated[int, Ge(0), Le(1_000_000_000)] | None = None
+    attempts: Annotated[int, Ge(1), Le(1000)] = 5
+    timeout_seconds: Seconds = 60.0
+    deadline_seconds: Seconds = 300.0
+    backoff_seconds: Seconds = 0.5
+    max_bytes: Annotated[int, Ge(1), Le(1_000_000_000)] = 1_000_000
+    allow_http: bool = False
+    max_tokens: Annotated[int, Ge(1), Le(1_000_000)] = field(default=16, metadata=LATER)
+    extra: dict[str, Any] = field(default_factory=dict, metadata=LATER)
+    any_model: bool = field(default=False, metadata=LATER)
+    batch: bool = field(default=False, metadata=LATER)
+    poll_seconds: Seconds = field(default=30.0, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+Job = tuple[Asked, dict[str, Any]]
+"""A recipe, and the body of a request that asks it about one case."""
+
+
+def make_body(asked: Asked, case: Case, rater: RaterParams, server: ServerParams) -> dict[str, Any]:
+    """The request for one case: greedy, short, with token log-probabilities if there are any."""
+    return {
+        "model": rater.model,
+        "messages": [{"role": "user", "content": prompt_text(asked, case, rater)}],
+        "temperature": 0,
+        "max_tokens": server.max_tokens,
+        "logprobs": True,
+        "top_logprobs": 20,
+        "stream": False,
+        **server.extra,
+    }
+
+
+def estimate_tokens(body: Mapping[str, Any]) -> int:
+    """About how many tokens a request costs: four bytes per token, and the reply's limit."""
+    prompt = "".join(message["content"] for message in body["messages"])
+    return about_tokens(prompt) + int(body["max_tokens"])
