@@ -53,8 +53,7 @@ def ask(url, path, n=N_PROMPTS, dry_run=False, **server):
     cases = [Case("What?", (f"text number {i}",)) for i in range(n)]
     quiet = Reporter(quiet=True)
     (answered,) = ask_all([(ASKED, cases)], rater, params, path, quiet, dry_run)
-    found = answered.questions[0].probabilities
-    return found
+    return answered.questions[0].probabilities
 
 
 def rows_of(path):
