@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stackllm.rating.names import same_model
 from stackllm.rating.question import Asked
+from stackllm.rating.thought import strip
 
 _MOST_TEXT = 200
 _MOST_TOKENS = 16
@@ -27,6 +29,23 @@ _LEAST_MASS = 0.5
 
 class BadReplyError(Exception):
     """A body that is no chat completion; the message is one of a few fixed reasons."""
+
+
+class ErrorReply(BadReplyError):
+    """A body that tells of an error although it came with 200.
+
+    Parameters
+    ----------
+    code
+        The HTTP status that it tells; 0 if none.
+    reason
+        What it says, on one line, cut and without the key.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -136,11 +155,15 @@ def read_reply(content: bytes, secret: str = "") -> Reply:
     ------
     BadReplyError
         If it is no JSON, or no chat completion with one answer.
+    ErrorReply
+        If it is an error instead, whatever the status it came with.
     """
+    secret = secret if len(secret) >= _LEAST_SECRET else ""
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadReplyError("bad JSON") from error
+    _check_error(data, secret)
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list):
         raise BadReplyError("wrong schema")
@@ -156,16 +179,24 @@ def read_reply(content: bytes, secret: str = "") -> Reply:
         raise BadReplyError("wrong schema")
     finish, model, usage = choices[0].get("finish_reason"), data.get("model"), data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    secret = secret if len(secret) >= _LEAST_SECRET else ""
+    answer, thought = strip(text) if text else ("", False)
     return Reply(
-        _kept(text, secret),
+        _kept(answer, secret),
         _tokens(choices[0].get("logprobs"), secret),
         _kept(finish, secret),
         bool(refusal) or finish == "content_filter",
         _kept(model, secret),
         _count(usage.get("total_tokens")),
         _count(usage.get("prompt_tokens")),
+        thought,
     )
+
+
+def judge_all(
+    reply: Reply, recipe: Asked, model: str, any_model: bool = False
+) -> tuple[Judged, ...]:
+    """What a reply is worth as an answer to each question of a recipe; see :func:`judge`."""
+    return (judge(reply, recipe, model, any_model),)
 
 
 def judge(reply: Reply, asked: Asked, model: str, any_model: bool = False) -> Judged:
@@ -260,25 +291,28 @@ def token_probabilities(
     return mass / total if _LEAST_MASS <= total <= 1.01 else None
 
 
-def same_model(told: str, asked: str) -> bool:
-    """Whether a server's name for a model can be the one asked for: equal, or a dated version.
+def _check_error(data: Any, secret: str) -> None:
+    """Raise what a body without choices says went wrong.
 
-    A date has four figures or more, so that claude-3-5 is not taken for claude-3.
-
-    Examples
-    --------
-    >>> same_model("gpt-4o-2024-08-06", "gpt-4o"), same_model("gpt-4o-mini", "gpt-4o")
-    (True, False)
+    Hosts that pass on others' answers, servers behind a proxy, and some that were asked at a wrong
+    path tell it in a 200: ``{"error": {"code", "message"}}``, ``{"error": "text"}``,
+    ``{"object": "error", "message"}``, ``{"detail": "text"}``.
     """
-    first, second = sorted((_last_part(told), _last_part(asked)), key=len)
-    rest = second.removeprefix(first)
-    return second.startswith(first) and bool(
-        re.fullmatch(r"|@.*|[-:](\d{4,}(-\d\d){0,2}|latest)", rest)
-    )
-
-
-def _last_part(name: str) -> str:
-    return name.strip().rstrip("/").rsplit("/", 1)[-1].casefold()
+    if not isinstance(data, dict):
+        return
+    choices = data.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else data
+    told = first.get("error") if isinstance(first, dict) else None
+    if told is None and not choices:
+        told = data if data.get("object") == "error" else data.get("detail")
+    if not told:
+        return
+    parts = told if isinstance(told, dict) else {"message": told}
+    said = parts.get("message") or parts.get("type") or parts.get("code") or told
+    code = parts.get("code") or parts.get("status") or 0
+    code = int(code) if str(code).isdecimal() else 0
+    said = said if isinstance(said, str) else json.dumps(said)
+    raise ErrorReply(code if 400 <= code < 600 else 0, " ".join(_kept(said, secret).split()))
 
 
 def _message(choice: Any) -> dict[str, Any]:

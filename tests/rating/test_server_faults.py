@@ -17,8 +17,9 @@ from chat_server import chat_server, completion
 from stackllm.engine.progress import Reporter
 from stackllm.errors import ServerError
 from stackllm.rating.local import RaterParams
+from stackllm.rating.names import same_model
 from stackllm.rating.question import Asked, Case
-from stackllm.rating.replies import judge, read_reply, same_model
+from stackllm.rating.replies import judge, read_reply
 from stackllm.rating.requests import ServerParams, estimate_tokens, make_body
 from stackllm.rating.server import ask_server
 from stackllm.rating.transport import retry_after
