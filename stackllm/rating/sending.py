@@ -25,6 +25,19 @@ _NEVER_VALID = 20
 
 
 @dataclass
+class Session:
+    """What one run knows of a server from call to call.
+
+    Parameters
+    ----------
+    sent
+        Requests so far, retries included.
+    """
+
+    sent: int = 0
+
+
+@dataclass
 class _Asking:
     """What happens while prompts are being sent."""
 
@@ -45,6 +58,7 @@ def send(
     server: ServerParams,
     journal: Journal,
     reporter: Reporter,
+    session: Session | None = None,
 ) -> dict[str, str]:
     """Send what is missing, side by side.
 
@@ -60,6 +74,8 @@ def send(
         Gets each answer before it is used.
     reporter
         Told how far it is.
+    session
+        What is known of the server already, and gets what is learnt; None if nothing is.
 
     Returns
     -------
@@ -73,9 +89,9 @@ def send(
     ServerError
         If the server is out of reach, turns us away or gives no valid answers.
     """
-    state = _Asking()
+    state, session = _Asking(), session or Session()
     with reporter.bar("rater", len(missing)) as advance:
-        _run(_send_all(url, iter(missing.items()), server, journal, state, advance))
+        _run(_send_all(url, iter(missing.items()), server, journal, state, session, advance))
     if state.fatal:
         raise state.fatal
     if state.spent:
@@ -105,6 +121,7 @@ async def _send_all(
     server: ServerParams,
     journal: Journal,
     state: _Asking,
+    session: Session,
     advance: Any,
 ) -> None:
     import httpx2
@@ -117,7 +134,7 @@ async def _send_all(
     async with httpx2.AsyncClient(
         timeout=server.timeout_seconds, limits=limits, follow_redirects=False, trust_env=False
     ) as client:
-        transport = Transport(client, url, headers, server, key)
+        transport = Transport(client, url, headers, server, key, session.sent)
 
         async def work() -> None:
             for request, job in jobs:  # one iterator for all workers
@@ -127,7 +144,10 @@ async def _send_all(
                     transport.stopped = True  # what is under way still ends and is kept
                     return
 
-        await asyncio.gather(*(work() for _ in range(server.concurrency)))
+        try:
+            await asyncio.gather(*(work() for _ in range(server.concurrency)))
+        finally:
+            session.sent = transport.sent
 
 
 async def _ask_one(
