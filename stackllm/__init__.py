@@ -14,6 +14,7 @@ __all__ = [
     "LockedError",
     "MissingInputError",
     "ServerError",
+    "StackLLM",
     "StackllmError",
     "StorageError",
     "TrainingError",
@@ -38,6 +39,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold _HOME to it
         TrainingError,
         UsageError,
     )
+    from stackllm.estimator import StackLLM
+    from stackllm.estimator import open_run as open  # noqa: F401 - a star must not bring it
     from stackllm.group.assignment import assign
     from stackllm.group.estimator import GroupPosterior
     from stackllm.group.optimise import optimise
@@ -45,7 +48,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold _HOME to it
 else:  # at run time each name is loaded when it is first asked for: importing stackllm costs nothing
     _HOME = {
         "GroupPosterior": "stackllm.group.estimator",
+        "StackLLM": "stackllm.estimator",
         "assign": "stackllm.group.assignment",
+        "open": "stackllm.estimator",
         "optimise": "stackllm.group.optimise",
         "posterior": "stackllm.group.posterior",
         **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "stackllm.errors"),
@@ -55,9 +60,10 @@ else:  # at run time each name is loaded when it is first asked for: importing s
         if name == "metrics":
             return importlib.import_module("stackllm.metrics")
         if name in _HOME:
-            value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+            home = importlib.import_module(_HOME[name])
+            value = globals()[name] = getattr(home, "open_run" if name == "open" else name)
             return value
         raise AttributeError(f"module 'stackllm' has no attribute {name!r}")
 
     def __dir__():  # noqa: ANN202
-        return sorted(__all__)
+        return sorted([*__all__, "open"])  # a star must not take Python's own open away

@@ -139,7 +139,8 @@ def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequenc
     _write_record(study, board, _rounds_record(rounds, best))
     store_best(study, rounds)
     told = tuple(verdicts(rounds, study.design))
-    return Run(root, board, told, best.number, best.loss, root / "submission.csv")
+    submission = root / "submission.csv" if study.table.test.height else None
+    return Run(root, board, told, best.number, best.loss, submission)
 
 
 def _write_predictions(
@@ -223,6 +224,8 @@ def _write_parts(
 
 def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> None:
     """Publish test probabilities, ``(n_test, n_classes)``, as CSV: in the sample submission's columns if there is one."""
+    if not len(probabilities):
+        return  # there is no test table
     frame = study.layout.filled(probabilities)
     if study.settings.data.csv_safe:
         frame = spreadsheet_safe(frame)
@@ -274,7 +277,7 @@ def _how_made(study: Study) -> dict[str, Any]:
         "cpu_flags": _cpu_flags(),
         "versions": versions(),
         "settings": json.loads(json.dumps(dataclasses.asdict(study.settings))),
-        "inputs": {path: file_digest(Path(path)) for path in (data.train, data.test)},
+        "inputs": {path: file_digest(Path(path)) for path in (data.train, data.test) if path},
         "backbones": {name: revision_of(name) for name in study.settings.backbones},
         "classes": list(study.table.classes),
         "n_train": study.table.train.height,

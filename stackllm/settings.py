@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
@@ -170,8 +171,26 @@ def read_settings(path: Path | None, overrides: Mapping[str, Mapping[str, Any]])
         If the system refuses to read the file.
     """
     content, where = _read(path)
+    return _checked(content, where, (path or Path(CONFIG)).parent, overrides)
+
+
+def make_settings(
+    content: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Settings:
+    """Settings out of what a file would hold, held to the same rules; file names are relative to the working folder.
+
+    Raises
+    ------
+    MissingInputError, DataError, UsageError
+        As :func:`read_settings`.
+    """
+    return _checked(content, "settings", Path(), overrides)
+
+
+def _checked(
+    content: Mapping[str, Any], where: str, folder: Path, overrides: Mapping[str, Mapping[str, Any]]
+) -> Settings:
     _check_layout(where, content)
-    folder = (path or Path(CONFIG)).parent
     sections = {
         name: build(f"{where}: [{name}]", type(default), content.get(name, {}), default, folder)
         for name, default in _SECTIONS.items()
@@ -320,7 +339,7 @@ def _read(path: Path | None) -> tuple[dict[str, Any], str]:
     return read_toml(path or Path(CONFIG)), str(path or CONFIG)
 
 
-def _check_layout(where: str, content: dict[str, Any]) -> None:
+def _check_layout(where: str, content: Mapping[str, Any]) -> None:
     """Refuse unknown sections, sections that are no tables, and members that are no list of tables."""
     known = [*_SECTIONS, "member", "recipes"]
     for name, value in content.items():

@@ -92,7 +92,8 @@ def open_study(
     table = read_training(settings.data)
     workspace.reporter.tell((*settings.notes, *table.notes), table.warnings)
     sample = settings.data.sample
-    layout = read_sample(Path(sample), table) if sample else plain_layout(table)
+    rows, classes = table.test_rows(), table.classes
+    layout = read_sample(Path(sample), rows, classes) if sample else plain_layout(rows, classes)
     labels = None
     if truth is not None:
         labels = read_scored(truth, table.test_rows(), table.classes, settings.data, workspace)

@@ -58,7 +58,8 @@ def test_type_checkers_and_the_interpreter_see_the_same_names() -> None:
         for node in tree.body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
-    homes = {alias.name: node.module for node in typed for alias in node.names}
+    homes = {alias.asname or alias.name: node.module for node in typed for alias in node.names}
+    assert homes.pop("open") == stackllm.open.__module__
     assert {*homes, "__version__"} == set(stackllm.__all__)
     for name, module in homes.items():
         value = getattr(stackllm, name)
@@ -70,10 +71,11 @@ def test_type_checkers_and_the_interpreter_see_the_same_names() -> None:
 
 
 def test_dir_lists_the_public_names_and_a_star_brings_them() -> None:
-    assert dir(stackllm) == sorted(stackllm.__all__)
+    assert dir(stackllm) == sorted([*stackllm.__all__, "open"])
     names: dict[str, object] = {}
     exec("from stackllm import *", names)
     assert set(stackllm.__all__) <= set(names)
+    assert "open" not in names  # Python's own
     with pytest.raises(AttributeError, match="no attribute 'postterior'"):
         _ = stackllm.postterior
 

@@ -26,6 +26,7 @@ LEVELS = [
     {"predict", "report"},
     {"outputs", "planning"},
     {"pipeline"},
+    {"estimator"},
     {"cli", "__main__"},
 ]
 HEAVY = ("torch", "transformers", "lightgbm", "sklearn")

@@ -27,7 +27,7 @@ class TableParams:
     Parameters
     ----------
     train, test
-        CSV (in UTF-8) or Parquet files.
+        CSV (in UTF-8) or Parquet files. In Python ``test`` may be None: there are no rows to predict yet.
     id
         Column of row ids. None takes ``id`` or ``row_id`` or one called nearly so, else the row's
         number from 0. A training table may lack it.
@@ -53,7 +53,7 @@ class TableParams:
     """
 
     train: FileName = "train.csv"
-    test: FileName = "test.csv"
+    test: FileName | None = "test.csv"
     id: Name | None = None
     group: Name = "Question"
     text: Name = "Response"
@@ -153,8 +153,9 @@ def read_training(params: TableParams) -> Table:
     StorageError
         If a file cannot be read.
     """
-    train_path, test_path = Path(params.train), Path(params.test)
-    missing = [str(path) for path in (train_path, test_path) if not path.exists()]
+    train_path = Path(params.train)
+    test_path = Path(params.test) if params.test is not None else None
+    missing = [str(path) for path in (train_path, test_path) if path and not path.exists()]
     if missing:
         raise MissingInputError(
             f"{' and '.join(missing)}: there is no such file. Run in the folder that holds train.csv and "
@@ -162,13 +163,16 @@ def read_training(params: TableParams) -> Table:
         )
     report = _Report([], [], [])
     train, _ = _read_rows(train_path, params, True, report)
-    test, id_name = _read_rows(test_path, params, False, report)
+    if test_path is None:
+        test, id_name = train.drop("target", strict=False).clear(), params.id or "id"
+    else:
+        test, id_name = _read_rows(test_path, params, False, report)
     if report.problems:
         raise DataError("\n".join(report.problems))
     # both at once, so that a question has one id in both
     groups = group_ids(pl.concat([train["group"], test["group"]]), exact=params.exact)
     train = _grouped(train, groups[: train.height], train_path, report)
-    test = _grouped(test, groups[train.height :], test_path, report)
+    test = _grouped(test, groups[train.height :], test_path or train_path, report)
     classes = sort_classes(train["target"].unique().to_list())
     if len(classes) < 2:
         raise DataError(
@@ -184,7 +188,7 @@ def read_training(params: TableParams) -> Table:
         id_name,
         tuple(report.notes),
         tuple(report.warnings),
-        (train_path, test_path),
+        (train_path, test_path or train_path),
     )
 
 

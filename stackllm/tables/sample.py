@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from numpy.typing import NDArray
 
 from stackllm.errors import DataError
 from stackllm.probabilities import Floats
-from stackllm.tables.contest import Table
 from stackllm.tables.files import read_frame
-from stackllm.tables.ids import find_rows, first_few, id_column
+from stackllm.tables.ids import Rows, find_rows, first_few, id_column
 from stackllm.tables.submission import match_classes
 
 
@@ -45,14 +45,13 @@ class SampleLayout:
         return pl.DataFrame({self.ids.name: self.ids, **classes}).select(self.columns)
 
 
-def plain_layout(table: Table) -> SampleLayout:
-    """The layout where there is no sample: the test table's ids and a column ``target_<class>`` per class."""
-    ids = table.test_rows().ids
-    classes = tuple(f"target_{name}" for name in table.classes)
+def plain_layout(rows: Rows, names: Sequence[str]) -> SampleLayout:
+    """The layout where there is no sample: the rows' ids and a column ``target_<class>`` per class."""
+    ids, classes = rows.ids, tuple(f"target_{name}" for name in names)
     return SampleLayout(ids, np.arange(len(ids)), classes, (ids.name, *classes))
 
 
-def read_sample(path: Path, table: Table) -> SampleLayout:
+def read_sample(path: Path, rows: Rows, names: Sequence[str]) -> SampleLayout:
     """Read a sample submission and hold it to the test rows and the classes.
 
     Parameters
@@ -60,20 +59,22 @@ def read_sample(path: Path, table: Table) -> SampleLayout:
     path
         CSV or Parquet with a column per class and an id column: the one that holds the test rows' ids,
         whatever it is called. Columns of text that are neither are left out of the submission.
-    table
-        Test rows and classes.
+    rows
+        The rows of the submission.
+    names
+        Names of the classes.
 
     Raises
     ------
     MissingInputError, DataError, StorageError
         With the ids or the class that one of them lacks.
     """
-    frame, rows = read_frame(path), table.test_rows()
+    frame = read_frame(path)
     wanted = rows.ids.sort()
     holds_ids = [column.name for column in frame if column.sort().equals(wanted)]
     name = holds_ids[0] if len(holds_ids) == 1 else id_column(path, frame, rows=rows)
     header = [column for column in frame.columns if column != name]
-    classes = match_classes(path, header, table.classes)
+    classes = match_classes(path, header, names)
     surplus = [
         column
         for column in header
@@ -81,7 +82,7 @@ def read_sample(path: Path, table: Table) -> SampleLayout:
     ]
     if surplus:
         raise DataError(
-            f"{path}: {len(surplus)} columns of numbers are none of the {len(table.classes)} classes of the "
+            f"{path}: {len(surplus)} columns of numbers are none of the {len(names)} classes of the "
             f"training table ({first_few(surplus)}). Remove them, or use the training table that they belong to."
         )
     positions, _ = find_rows(rows, path, frame, name, beside=header)

@@ -24,7 +24,7 @@ P = np.array([[0.9, 0.1], [0.2, 0.8]])
 
 
 def test_without_a_sample_the_submission_has_the_tests_ids_under_their_name(table):
-    frame = plain_layout(table).filled(P)
+    frame = plain_layout(table.test_rows(), table.classes).filled(P)
     assert frame.rows(named=True) == [
         {"Id": "907", "target_0": 0.9, "target_1": 0.1},
         {"Id": "906", "target_0": 0.2, "target_1": 0.8},
@@ -34,7 +34,7 @@ def test_without_a_sample_the_submission_has_the_tests_ids_under_their_name(tabl
 @pytest.mark.parametrize("name", ["Id", "id", "ID_code", "anything"])
 def test_a_samples_names_and_orders_are_copied(table, tmp_path, name):
     (tmp_path / "sample.csv").write_text(f"target_1,Usage,{name},target_0\n0,a,906,1\n0,b,907,1\n")
-    frame = read_sample(tmp_path / "sample.csv", table).filled(P)
+    frame = read_sample(tmp_path / "sample.csv", table.test_rows(), table.classes).filled(P)
     assert frame.columns == ["target_1", name, "target_0"]
     assert frame.rows() == [(0.8, "906", 0.2), (0.1, "907", 0.9)]
 
@@ -59,7 +59,7 @@ def test_a_samples_names_and_orders_are_copied(table, tmp_path, name):
 def test_a_sample_of_something_else_says_which_ids_and_which_class(table, tmp_path, text, said):
     (tmp_path / "sample.csv").write_text(text)
     with pytest.raises(DataError, match=said):
-        read_sample(tmp_path / "sample.csv", table)
+        read_sample(tmp_path / "sample.csv", table.test_rows(), table.classes)
 
 
 def test_outside_predictions_come_in_the_order_of_the_rows(tmp_path):
