@@ -11,7 +11,14 @@ import polars as pl
 from stackllm.engine.local import Engine, PendingError
 from stackllm.rating.answers import Answered, Answers, Cost
 from stackllm.rating.local import RaterParams, count_missing, prompt_text, rate
-from stackllm.rating.question import Asked, Case, list_cases, make_columns, read_asked
+from stackllm.rating.question import (
+    AskedRecipe,
+    Case,
+    list_cases,
+    make_columns,
+    read_asked,
+    split_answers,
+)
 from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server, pending_units
 from stackllm.store.digest import digest
@@ -43,7 +50,7 @@ def ask(
     Returns
     -------
     dict
-        For each block its columns, a row per row; see
+        For each question its columns by its block, a row per row; see
         :func:`~stackllm.rating.question.make_columns`.
 
     Raises
@@ -69,8 +76,8 @@ def ask(
         said = f"{rows.height:,} rows; {error}"
         raise PendingError(said, error.units, note=said) from None
     blocks = {}
-    for asked, (cases, places), it in zip(recipes, listed, answered, strict=True):
-        for answers in it.questions:
+    for recipe, (cases, places), it in zip(recipes, listed, answered, strict=True):
+        for asked, answers in zip(recipe.questions, it.questions, strict=True):
             why = answers.failures
             if why:
                 reasons = ", ".join(f"{count} {name}" for name, count in sorted(why.items()))
@@ -83,7 +90,7 @@ def ask(
 
 
 def _ask_here(
-    todo: list[tuple[Asked, list[Case]]], rater: RaterParams, cache: Engine
+    todo: list[tuple[AskedRecipe, list[Case]]], rater: RaterParams, cache: Engine
 ) -> list[Answered]:
     """Answers of the LLM on this machine; see :func:`~stackllm.rating.server.ask_server`."""
     if cache.dry_run:  # all recipes at once, where each would stop at its own units
@@ -96,17 +103,24 @@ def _ask_here(
     return [_answered_here(asked, cases, rater, cache) for asked, cases in todo]
 
 
-def _answered_here(asked: Asked, cases: list[Case], rater: RaterParams, cache: Engine) -> Answered:
-    missing, tokens = count_missing(asked, cases, rater, cache.root)
-    probabilities = rate(asked, cases, rater, cache)
-    ok = np.isfinite(probabilities).all(axis=1)
-    best = np.where(ok[:, None], probabilities, 0.0).argmax(axis=1)
-    answers = Answers(
-        probabilities,
-        tuple("ok" if is_ok else "no number" for is_ok in ok),
-        tuple(asked.answers[i] if is_ok else "" for i, is_ok in zip(best, ok, strict=True)),
-        (rater.backbone,) * len(cases),
-        tuple(digest(prompt_text(asked, case, rater)) for case in cases),
-        (True,) * len(cases),
-    )
-    return Answered((answers,), Cost(len(cases), missing, tokens))
+def _answered_here(
+    recipe: AskedRecipe, cases: list[Case], rater: RaterParams, cache: Engine
+) -> Answered:
+    missing, tokens = count_missing(recipe, cases, rater, cache.root)
+    prompts = tuple(digest(prompt_text(recipe, case, rater)) for case in cases)
+    questions = []
+    for asked, probabilities in zip(
+        recipe.questions, split_answers(recipe, rate(recipe, cases, rater, cache)), strict=True
+    ):
+        ok = np.isfinite(probabilities).all(axis=1)
+        best = np.where(ok[:, None], probabilities, 0.0).argmax(axis=1)
+        answers = Answers(
+            probabilities,
+            tuple("ok" if is_ok else "no number" for is_ok in ok),
+            tuple(asked.answers[i] if is_ok else "" for i, is_ok in zip(best, ok, strict=True)),
+            (rater.backbone,) * len(cases),
+            prompts,
+            (True,) * len(cases),
+        )
+        questions.append(answers)
+    return Answered(tuple(questions), Cost(len(cases), missing, tokens))

@@ -28,7 +28,7 @@ from stackllm.llm.scoring import answer_probabilities, calibrate, score_answers
 from stackllm.parameters import BackboneName, Name, TokenCount, check
 from stackllm.rating import prompt as asking
 from stackllm.rating.prompt import CUT, Piece, about_tokens, compose, compose_text
-from stackllm.rating.question import Asked, Case
+from stackllm.rating.question import AskedRecipe, Case, Rubric, split_answers
 from stackllm.store.digest import digest
 
 if TYPE_CHECKING:
@@ -85,15 +85,15 @@ _CHARACTERS = 5
 """Characters a token of what is cut, where the tokenizer is not loaded to count."""
 
 
-def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -> np.ndarray:
+def rate(recipe: AskedRecipe, cases: list[Case], params: RaterParams, engine: Engine) -> np.ndarray:
     """Probabilities of the allowed answers to every case, computed or taken from the cache.
 
     Parameters
     ----------
-    asked
-        The recipe.
+    recipe
+        What is asked.
     cases
-        What to ask, without repetition.
+        What to show, without repetition.
     params
         Settings.
     engine
@@ -103,6 +103,8 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
     -------
     numpy.ndarray
         float64 ``(n_cases, n_answers)``, rows sum to 1; a row of NaN where the LLM gave no number.
+        The answers to a rubric's questions stand side by side, and each question's sum to 1; see
+        :func:`~stackllm.rating.question.split_answers`.
 
     Raises
     ------
@@ -111,18 +113,19 @@ def rate(asked: Asked, cases: list[Case], params: RaterParams, engine: Engine) -
     """
     dtype, reason = choose_dtype(params.dtype)
     told = f"{dtype} ({reason})" if params.dtype == "auto" else dtype
-    cached = _cache(asked, params, dtype).ensure(
+    cached = _cache(recipe, params, dtype).ensure(
         cases,
         engine,
-        asked.block,
+        recipe.block,
         f"prompts to put to {params.backbone}, in {told}",
         Weights(params.backbone, dtype, devices=params.devices),
         answer_cases,
-        asked,
+        recipe,
         params,
         pass_rows=_budget(params) // params.max_response_tokens,
     )
-    return cached.take("answers").reshape(len(cases), len(asked.answers))
+    n_answers = sum(len(asked.answers) for asked in recipe.questions)
+    return cached.take("answers").reshape(len(cases), n_answers)
 
 
 def _budget(params: RaterParams) -> int:
@@ -131,24 +134,24 @@ def _budget(params: RaterParams) -> int:
 
 
 def count_missing(
-    asked: Asked, cases: list[Case], params: RaterParams, root: Path
+    recipe: AskedRecipe, cases: list[Case], params: RaterParams, root: Path
 ) -> tuple[int, int]:
     """How many cases the cache below ``root`` lacks, and about how many tokens their prompts have."""
-    known = _cache(asked, params, choose_dtype(params.dtype)[0]).known(root)
+    known = _cache(recipe, params, choose_dtype(params.dtype)[0]).known(root)
     missing = [case for case in cases if case.key not in known]
-    return len(missing), sum(about_tokens(prompt_text(asked, case, params)) for case in missing)
+    return len(missing), sum(about_tokens(prompt_text(recipe, case, params)) for case in missing)
 
 
-def prompt_text(asked: Asked, case: Case, params: RaterParams) -> str:
+def prompt_text(recipe: AskedRecipe, case: Case, params: RaterParams) -> str:
     """The prompt of a case as one text, cut by characters where no tokenizer counts."""
     lengths = (params.max_question_tokens, params.max_response_tokens)
-    return compose_text(asked, case, *(_CHARACTERS * length for length in lengths))
+    return compose_text(recipe, case, *(_CHARACTERS * length for length in lengths))
 
 
-def _cache(asked: Asked, params: RaterParams, dtype: str) -> RowCache:
+def _cache(recipe: AskedRecipe, params: RaterParams, dtype: str) -> RowCache:
     """Where answers are kept, by all that decides them besides the texts."""
     identity = digest(
-        VERSION, asking.VERSION, revision_of(params.backbone), dtype, asked,
+        VERSION, asking.VERSION, revision_of(params.backbone), dtype, recipe,
         params.max_question_tokens, params.max_response_tokens,
     )  # fmt: skip
     return RowCache("rater", VERSION, identity)
@@ -158,17 +161,17 @@ def answer_cases(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[Case],
-    asked: Asked,
+    recipe: AskedRecipe,
     params: RaterParams,
 ) -> dict[str, np.ndarray]:
     """``answers`` to cases, ``(n_cases, n_answers)``, as :func:`rate_cases` gives them."""
-    return {"answers": rate_cases(model, tokenizer, asked, list(cases), params)}
+    return {"answers": rate_cases(model, tokenizer, recipe, list(cases), params)}
 
 
 def rate_cases(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Asked,
+    recipe: AskedRecipe,
     cases: list[Case],
     params: RaterParams,
 ) -> np.ndarray:
@@ -177,11 +180,13 @@ def rate_cases(
     Cases with the same question next to each other share its computation.
     """
     form = ChatForm.of(tokenizer)
-    answers = [form.answer_ids(tokenizer, answer) for answer in asked.answers]
-    for text, ids in zip(asked.answers, answers, strict=True):
-        if not ids or answers.count(ids) > 1:
+    lines = _lines(recipe)
+    replies = [[form.answer_ids(tokenizer, line) for line in own] for own in lines]
+    every = [ids for own in replies for ids in own]
+    for text, ids in zip((line for own in lines for line in own), every, strict=True):
+        if not ids or every.count(ids) > 1:
             raise UsageError(
-                f"{asked.block}: this LLM's tokenizer can't tell the answer \"{text}\" from the others."
+                f"{recipe.block}: this LLM's tokenizer can't tell the answer \"{text}\" from the others."
             )
     empty = Case("", ("",) * (len(cases[0].responses)))
     budget = _budget(params)
@@ -190,24 +195,40 @@ def rate_cases(
         return within_memory(
             longest(prompts),
             budget,
-            lambda most: score_answers(model, prompts, answers, most),
+            lambda most: score_answers(model, prompts, every, most),
             model,
         )
 
     prior, made = (
-        answer_probabilities(scores(make_prompts(tokenizer, asked, shown, params)), answers)
+        split_answers(recipe, scores(make_prompts(tokenizer, recipe, shown, params)))
         for shown in ([empty], cases)  # apart, so that what nothing gets never depends on the rest
     )
-    return calibrate(made, prior[0])
+    # A question's lines begin alike, with its name, and no line goes on after another: how likely the
+    # name is cancels out, and no question is told the answer to another.
+    calibrated = [
+        calibrate(answer_probabilities(own, ids), answer_probabilities(nothing, ids)[0])
+        for nothing, own, ids in zip(prior, made, replies, strict=True)
+    ]
+    return np.concatenate(calibrated, axis=1)
+
+
+def _lines(recipe: AskedRecipe) -> list[list[str]]:
+    """For each question the replies that are scored: its answers, in a rubric after its name."""
+    if not isinstance(recipe, Rubric):
+        return [list(recipe.answers)]
+    return [
+        [f"{name}: {answer}" for answer in asked.answers]
+        for name, asked in zip(recipe.names, recipe.questions, strict=True)
+    ]
 
 
 def make_prompts(
-    tokenizer: PreTrainedTokenizerBase, asked: Asked, cases: list[Case], params: RaterParams
+    tokenizer: PreTrainedTokenizerBase, recipe: AskedRecipe, cases: list[Case], params: RaterParams
 ) -> list[Prompt]:
     """Token ids of cases, those next to each other with the same question sharing its beginning."""
     form = ChatForm.of(tokenizer)
     return [
-        _prompt(tokenizer, form, asked, list(group), params)
+        _prompt(tokenizer, form, recipe, list(group), params)
         for _, group in groupby(cases, key=lambda case: case.question if case.responses else "")
     ]
 
@@ -248,7 +269,7 @@ class ChatForm:
 def _prompt(
     tokenizer: PreTrainedTokenizerBase,
     form: ChatForm,
-    asked: Asked,
+    recipe: AskedRecipe,
     cases: list[Case],
     params: RaterParams,
 ) -> Prompt:
@@ -269,7 +290,7 @@ def _prompt(
                 ids_so_far += gap if piece.role != "ours" and i in special else [i]
         return ids_so_far
 
-    composed = [compose(asked, case, shorten) for case in cases]
+    composed = [compose(recipe, case, shorten) for case in cases]
     prefix = ids_of([Piece(form.before), *composed[0][0]])
     return Prompt(prefix, [ids_of([*rest, Piece(form.after)]) for _, rest in composed])
 

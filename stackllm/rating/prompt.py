@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stackllm.rating.question import Asked, Case
+from stackllm.rating.question import AskedRecipe, Case, Rubric
 
 VERSION = 2
 """Part of every key: a change of wording makes what was answered before stale."""
@@ -89,14 +89,14 @@ Shorten = Callable[[str, str], str]
 
 
 def compose(
-    asked: Asked, case: Case, shorten: Shorten = lambda text, role: text
+    recipe: AskedRecipe, case: Case, shorten: Shorten = lambda text, role: text
 ) -> tuple[list[Piece], list[Piece]]:
     """The prompt of one case.
 
     Parameters
     ----------
-    asked
-        The recipe.
+    recipe
+        What is asked.
     case
         What is shown.
     shorten
@@ -108,10 +108,10 @@ def compose(
         What all cases with the same question have in common (where responses are shown; else what
         all cases have in common), and the rest. One after the other they are the prompt.
     """
-    allowed = ", ".join(asked.answers)
-    shared = [Piece(f"{asked.instruction}\n\n{RULE}\n\nAllowed answers: {allowed}\n\n")]
+    asks, closing = _wording(recipe)
+    shared = [Piece(f"{recipe.instruction}\n\n{RULE}\n\n{asks}\n\n")]
     question = []
-    if "question" in asked.sees:
+    if "question" in recipe.sees:
         question = _fenced("Question", case.question, "question", shorten)
     names = ("Answer A", "Answer B") if len(case.responses) == 2 else ("Answer",)
     responses = [
@@ -119,16 +119,33 @@ def compose(
         for name, response in zip(names, case.responses, strict=False)
         for piece in _fenced(name, response, "response", shorten)
     ]
-    closing = Piece("Reply with one allowed answer only.")
     if responses:
-        return [*shared, *question], [*responses, closing]
-    return shared, [*question, closing]
+        return [*shared, *question], [*responses, Piece(closing)]
+    return shared, [*question, Piece(closing)]
 
 
-def compose_text(asked: Asked, case: Case, question_length: int, response_length: int) -> str:
+def _wording(recipe: AskedRecipe) -> tuple[str, str]:
+    """Which answers are allowed, and, after the texts, the form in which they are wanted."""
+    if not isinstance(recipe, Rubric):
+        allowed = f"Allowed answers: {', '.join(recipe.answers)}"
+        return allowed, "Reply with one allowed answer only."
+    asks = [
+        f"{name}: {asked.instruction}\nAllowed answers for {name}: {', '.join(asked.answers)}"
+        for name, asked in zip(recipe.names, recipe.questions, strict=True)
+    ]
+    # No example of a line: whatever answer it showed would be given more often.
+    return "\n\n".join(asks), (
+        f"Reply with one line for each of {', '.join(recipe.names)} and with nothing else. "
+        "A line is the name, a colon and one allowed answer."
+    )
+
+
+def compose_text(
+    recipe: AskedRecipe, case: Case, question_length: int, response_length: int
+) -> str:
     """The prompt as one text, its questions and responses cut to so many characters."""
     limits = {"question": question_length, "response": response_length}
-    shared, rest = compose(asked, case, lambda text, role: cut_text(text, limits[role], role))
+    shared, rest = compose(recipe, case, lambda text, role: cut_text(text, limits[role], role))
     return "".join(piece.text for piece in [*shared, *rest])
 
 

@@ -2,8 +2,9 @@
 
 A file says what to ask (``instruction``), what the LLM sees (``sees``) and which answers are
 allowed: a ``scale`` of whole numbers, ``labels``, or ``compare``, which sets the response beside
-others of its group. What comes back is the probability of each allowed answer, and this module
-turns it into columns.
+others of its group. Or it is a ``rubric``: several questions with answers of their own, all asked
+in one prompt. What comes back is the probability of each allowed answer to each question, and this
+module turns it into columns.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ from stackllm.toml import read_toml
 
 Kind = Literal["rating", "category", "comparison"]
 
-_KEYS = ("instruction", "sees", "scale", "labels", "compare")
+_KINDS = ("scale", "labels", "compare", "rubric")
+_KEYS = ("instruction", "sees", *_KINDS)
+_KINDS_IN_RUBRIC = ("scale", "labels")
+_KEYS_IN_RUBRIC = ("ask", *_KINDS_IN_RUBRIC)
 _SEEN = ("question", "response")
 _MOST_ANSWERS = 101
+_MOST_QUESTIONS = 20
 _MOST_PARTNERS = 10
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one asked recipe asks.
+    """One question: a recipe of its own, or one of a rubric.
 
     Parameters
     ----------
     block
-        Name of the block.
+        Name of the block of columns that its answers become.
     kind
         ``"rating"``: answers are whole numbers. ``"category"``: answers are names.
         ``"comparison"``: which of two responses is better.
@@ -56,6 +61,47 @@ class Asked:
     answers: tuple[str, ...]
     sees: tuple[str, ...] = _SEEN
     partners: int = 0
+
+    @property
+    def questions(self) -> tuple[Asked, ...]:
+        """Itself: what a rubric has several of."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """Several questions about the same texts, asked in one prompt.
+
+    Parameters
+    ----------
+    block
+        Name of the recipe.
+    instruction
+        What the LLM is told to do.
+    questions
+        Each makes a block of its own, ``<block>_<name>``; its instruction is its own words.
+    sees
+        As for :class:`Asked`.
+    """
+
+    block: str
+    instruction: str
+    questions: tuple[Asked, ...]
+    sees: tuple[str, ...] = _SEEN
+
+    @property
+    def kind(self) -> Literal["rubric"]:
+        """What :class:`Asked` tells of itself, too."""
+        return "rubric"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the questions are called in prompt and reply."""
+        return tuple(asked.block.removeprefix(f"{self.block}_") for asked in self.questions)
+
+
+AskedRecipe = Asked | Rubric
+"""What a file asks: one question, or a rubric."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +130,7 @@ class Case:
         return max(map(len, self.responses), default=len(self.question))
 
 
-def read_asked(path: Path) -> Asked:
+def read_asked(path: Path) -> AskedRecipe:
     """Read and check an asked recipe.
 
     Raises
@@ -98,18 +144,21 @@ def read_asked(path: Path) -> Asked:
     for name in content:
         if name not in _KEYS:
             raise DataError(f'{path}: there is no key "{name}". {did_you_mean(name, _KEYS)}')
-    instruction = content.get("instruction")
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise DataError(f'{path}: "instruction" must be a text that says what to answer.')
-    kind, answers = _answers(path, content)
+    instruction = _words(str(path), content, "instruction")
+    given = _kind(str(path), content, _KINDS)
     sees = _sees(path, content.get("sees", list(_SEEN)))
+    if given == "rubric":
+        return Rubric(path.stem, instruction, _questions(path, content["rubric"], sees), sees)
+    kind, answers = _answers(str(path), content, given)
     partners = int(content.get("compare", 0))
     if partners and "response" not in sees:
         raise DataError(f'{path}: a comparison sees "response"; add it to "sees".')
-    return Asked(path.stem, kind, instruction.strip(), answers, sees, partners)
+    return Asked(path.stem, kind, instruction, answers, sees, partners)
 
 
-def list_cases(asked: Asked, rows: pl.DataFrame) -> tuple[list[Case], list[tuple[int, int, int]]]:
+def list_cases(
+    recipe: AskedRecipe, rows: pl.DataFrame
+) -> tuple[list[Case], list[tuple[int, int, int]]]:
     """What has to be asked, each thing once, and which row each answer belongs to.
 
     In a comparison partners rotate: a group's distinct rows stand in a circle, and each is seen
@@ -118,8 +167,8 @@ def list_cases(asked: Asked, rows: pl.DataFrame) -> tuple[list[Case], list[tuple
 
     Parameters
     ----------
-    asked
-        The recipe.
+    recipe
+        What is asked.
     rows
         ``group_id, question, response``; order counts.
 
@@ -131,19 +180,19 @@ def list_cases(asked: Asked, rows: pl.DataFrame) -> tuple[list[Case], list[tuple
         ``(row, case, sign)``: the answer to the case counts for the row; sign -1 where the row
         was seen second.
     """
-    questions = rows["question"].to_list() if "question" in asked.sees else [""] * rows.height
+    questions = rows["question"].to_list() if "question" in recipe.sees else [""] * rows.height
     responses = rows["response"].to_list()
     numbers: dict[Case, int] = {}
     places: list[tuple[int, int, int]] = []
-    if asked.kind != "comparison":
-        seen = "response" in asked.sees
+    if isinstance(recipe, Rubric) or recipe.kind != "comparison":
+        seen = "response" in recipe.sees
         for row, (question, response) in enumerate(zip(questions, responses, strict=True)):
             case = Case(question, (response,) if seen else ())
             places.append((row, numbers.setdefault(case, len(numbers)), 1))
         return list(numbers), places
     for circle in _circles(rows):
         for i, first in enumerate(circle):
-            for step in range(1, min(asked.partners, len(circle) - 1) + 1):
+            for step in range(1, min(recipe.partners, len(circle) - 1) + 1):
                 second = circle[(i + step) % len(circle)]
                 case = Case(questions[first], (responses[first], responses[second]))
                 number = numbers.setdefault(case, len(numbers))
@@ -159,7 +208,7 @@ def make_columns(
     Parameters
     ----------
     asked
-        The recipe.
+        The question.
     places
         From :func:`list_cases`.
     probabilities
@@ -197,6 +246,24 @@ def make_columns(
             "ok": ok.astype(np.float64),
         }
     )
+
+
+def column_names(asked: Asked) -> list[str]:
+    """The columns that :func:`make_columns` makes, as they are called among all features.
+
+    Examples
+    --------
+    >>> column_names(Asked("topic", "category", "Sort.", ("math", "art")))
+    ['topic_p_math', 'topic_p_art', 'topic_code', 'topic_ok']
+    """
+    empty = make_columns(asked, [], np.zeros((0, len(asked.answers))), 0)
+    return [f"{asked.block}_{name}" for name in empty.columns]
+
+
+def split_answers(recipe: AskedRecipe, answers: np.ndarray) -> list[np.ndarray]:
+    """What stands side by side for all answers, ``(n_cases, n_answers_of_all)``, question by question."""
+    ends = np.cumsum([len(asked.answers) for asked in recipe.questions])
+    return np.split(answers, ends[:-1], axis=1)
 
 
 def main_column(asked: Asked) -> str | None:
@@ -239,47 +306,105 @@ def _circles(rows: pl.DataFrame) -> list[list[int]]:
     return [[row for _, row in sorted(members)] for members in groups.values()]
 
 
-def _answers(path: Path, content: dict[str, Any]) -> tuple[Kind, tuple[str, ...]]:
-    given = [name for name in ("scale", "labels", "compare") if name in content]
+def _questions(path: Path, tables: Any, sees: tuple[str, ...]) -> tuple[Asked, ...]:
+    """The questions of a rubric."""
+    if not isinstance(tables, dict) or not all(isinstance(it, dict) for it in tables.values()):
+        raise DataError(f'{path}: "rubric" must be a table per question, such as [rubric.clarity].')
+    if not 2 <= len(tables) <= _MOST_QUESTIONS:
+        raise DataError(
+            f"{path}: a rubric has 2 to {_MOST_QUESTIONS} questions, not {len(tables)}. "
+            'One alone is a recipe with "scale" or "labels"; more than that fill several files.'
+        )
+    questions: dict[str, Asked] = {}
+    maker: dict[str, str] = {}
+    for name, table in tables.items():
+        where = f'{path}, question "{name}"'
+        if not re.fullmatch(r"[^\W\d_][\w -]{0,39}", name):
+            raise DataError(
+                f"{path}: a question's name is a letter and up to 39 letters, figures, spaces, _ and -; "
+                f"not {name!r}."
+            )
+        if slug(name) in questions:
+            raise DataError(f'{path}: two questions are "{name}", apart from case and marks.')
+        asked = _question(where, f"{path.stem}_{slug(name)}", table, sees)
+        for column in column_names(asked):
+            if column in maker:
+                raise DataError(
+                    f'{path}: the questions "{maker[column]}" and "{name}" would both make the column '
+                    f'"{column}". Rename one.'
+                )
+            maker[column] = name
+        questions[slug(name)] = asked
+    return tuple(questions.values())
+
+
+def _question(where: str, block: str, table: dict[str, Any], sees: tuple[str, ...]) -> Asked:
+    for key in table:
+        if key in ("instruction", "sees"):  # in TOML, what follows a table's head belongs to it
+            raise DataError(f'{where}: "{key}" is the whole recipe\'s. Put it above all [rubric…].')
+        if key not in _KEYS_IN_RUBRIC:
+            raise DataError(
+                f'{where}: there is no key "{key}". {did_you_mean(key, _KEYS_IN_RUBRIC)}'
+            )
+    words = _words(where, table, "ask")
+    kind, answers = _answers(where, table, _kind(where, table, _KINDS_IN_RUBRIC))
+    return Asked(block, kind, words, answers, sees)
+
+
+def _words(where: str, content: dict[str, Any], key: str) -> str:
+    words = content.get(key)
+    if not isinstance(words, str) or not words.strip():
+        raise DataError(f'{where}: "{key}" must be a text that says what to answer.')
+    return words.strip()
+
+
+def _kind(where: str, content: dict[str, Any], kinds: tuple[str, ...]) -> str:
+    """The one key that says which answers are allowed."""
+    given = [name for name in kinds if name in content]
     if len(given) != 1:
-        raise DataError(f'{path}: give exactly one of "scale", "labels" and "compare".')
-    if given[0] == "scale":
-        return "rating", _scale(path, content["scale"])
-    if given[0] == "labels":
-        return "category", _labels(path, content["labels"])
+        *others, last = (f'"{name}"' for name in kinds)
+        raise DataError(f"{where}: give exactly one of {', '.join(others)} and {last}.")
+    return given[0]
+
+
+def _answers(where: str, content: dict[str, Any], given: str) -> tuple[Kind, tuple[str, ...]]:
+    if given == "scale":
+        return "rating", _scale(where, content["scale"])
+    if given == "labels":
+        return "category", _labels(where, content["labels"])
     partners = content["compare"]
     if not _whole(partners) or not 1 <= partners <= _MOST_PARTNERS:
         raise DataError(
-            f'{path}: "compare" is the number of partners, 1 to {_MOST_PARTNERS}, not {partners!r}.'
+            f'{where}: "compare" is the number of partners, 1 to {_MOST_PARTNERS}, not {partners!r}.'
         )
     return "comparison", ("A", "B")
 
 
-def _scale(path: Path, scale: Any) -> tuple[str, ...]:
+def _scale(where: str, scale: Any) -> tuple[str, ...]:
     if not (isinstance(scale, list) and len(scale) == 2 and all(map(_whole, scale))):
         raise DataError(
-            f'{path}: "scale" must be two whole numbers such as [1, 10], not {scale!r}.'
+            f'{where}: "scale" must be two whole numbers such as [1, 10], not {scale!r}.'
         )
     low, high = scale
     if not 0 <= low < high or high - low >= _MOST_ANSWERS:
         raise DataError(
-            f'{path}: "scale" goes up from 0 or more, in at most {_MOST_ANSWERS} steps; not {scale!r}.'
+            f'{where}: "scale" goes up from 0 or more, in at most {_MOST_ANSWERS} steps; not {scale!r}.'
         )
     return tuple(str(value) for value in range(low, high + 1))
 
 
-def _labels(path: Path, labels: Any) -> tuple[str, ...]:
+def _labels(where: str, labels: Any) -> tuple[str, ...]:
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise DataError(f'{path}: "labels" must be a list of texts.')
+        raise DataError(f'{where}: "labels" must be a list of texts.')
     cleaned = tuple(label.strip() for label in labels)
     if not 2 <= len(cleaned) <= _MOST_ANSWERS:
-        raise DataError(f'{path}: "labels" must be 2 to {_MOST_ANSWERS}, not {len(cleaned)}.')
+        raise DataError(f'{where}: "labels" must be 2 to {_MOST_ANSWERS}, not {len(cleaned)}.')
     slugs = [slug(label) for label in cleaned]
     for label, name in zip(cleaned, slugs, strict=True):
         if not name or len(label) > 60 or not label.isprintable():
-            raise DataError(f"{path}: the label {label!r} must be 1 to 60 printable characters.")
+            raise DataError(f"{where}: the label {label!r} must be 1 to 60 printable characters.")
         if slugs.count(name) > 1:
-            raise DataError(f'{path}: two labels are "{label}", apart from case and marks.')
+            raise DataError(f'{where}: two labels are "{label}", apart from case and marks.')
     return cleaned
 
 

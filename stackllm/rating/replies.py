@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stackllm.rating.names import same_model
-from stackllm.rating.question import Asked
+from stackllm.rating.question import Asked, AskedRecipe
+from stackllm.rating.rubric import Part, reply_tokens, split
+from stackllm.rating.spelling import Tokens, squeeze
 from stackllm.rating.thought import strip
 
 _MOST_TEXT = 200
@@ -55,7 +57,7 @@ class Reply:
     Parameters
     ----------
     text
-        The reply's text, its first 200 characters.
+        The reply's text, its first 200 characters, or more where a rubric was asked.
     tokens
         For each generated token: the token, then the likeliest tokens in its place with their
         log-probabilities. Empty if the server gave none, or none that make sense.
@@ -74,7 +76,7 @@ class Reply:
     """
 
     text: str
-    tokens: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
+    tokens: Tokens
     finish: str
     refused: bool
     model: str
@@ -128,19 +130,23 @@ class Judged(NamedTuple):
     ----------
     status
         ``"ok"``, or why there is no answer: ``"wrong model"``, ``"refusal"``, ``"empty"``,
-        ``"cut off"``, ``"out of scale"``, ``"unknown answer"``.
+        ``"cut off"``, ``"out of scale"``, ``"unknown answer"``; for one question of a rubric also
+        ``"left out"`` and ``"answered twice"``.
     probabilities
         ``(n_answers,)``; NaN without an answer.
     measured
         Whether they were read from token scores.
+    said
+        The text that was judged.
     """
 
     status: str
     probabilities: np.ndarray
     measured: bool = False
+    said: str = ""
 
 
-def read_reply(content: bytes, secret: str = "") -> Reply:
+def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
     """Reduce the body of a chat completion to what matters.
 
     Parameters
@@ -150,6 +156,9 @@ def read_reply(content: bytes, secret: str = "") -> Reply:
     secret
         The API key, which a server may echo: it is taken out of whatever is kept. That is done
         after decoding, for JSON can write the same text in many ways.
+    keep
+        Tokens to keep if these are more than for one answer; see
+        :func:`~stackllm.rating.rubric.reply_tokens`.
 
     Raises
     ------
@@ -181,8 +190,8 @@ def read_reply(content: bytes, secret: str = "") -> Reply:
     usage = usage if isinstance(usage, dict) else {}
     answer, thought = strip(text) if text else ("", False)
     return Reply(
-        _kept(answer, secret),
-        _tokens(choices[0].get("logprobs"), secret),
+        _kept(answer, secret, _text_room(keep)),
+        _tokens(choices[0].get("logprobs"), secret, max(keep, _MOST_TOKENS)),
         _kept(finish, secret),
         bool(refusal) or finish == "content_filter",
         _kept(model, secret),
@@ -193,10 +202,35 @@ def read_reply(content: bytes, secret: str = "") -> Reply:
 
 
 def judge_all(
-    reply: Reply, recipe: Asked, model: str, any_model: bool = False
+    reply: Reply, recipe: AskedRecipe, model: str, any_model: bool = False
 ) -> tuple[Judged, ...]:
     """What a reply is worth as an answer to each question of a recipe; see :func:`judge`."""
-    return (judge(reply, recipe, model, any_model),)
+    if isinstance(recipe, Asked):
+        return (judge(reply, recipe, model, any_model)._replace(said=reply.text),)
+    if len(reply.text) >= _text_room(reply_tokens(recipe)):
+        reply = replace(reply, finish="length")  # we did cut it off
+    split_up = split(reply.text, reply.tokens, recipe.names)
+    return tuple(
+        _judge_parts(reply, parts, asked, model, any_model)
+        for parts, asked in zip(split_up, recipe.questions, strict=True)
+    )
+
+
+def _judge_parts(
+    reply: Reply, parts: list[Part], asked: Asked, model: str, any_model: bool
+) -> Judged:
+    """What a reply is worth that says so much to a question of a rubric."""
+    if len(parts) == 1:
+        (part,) = parts
+        finish = reply.finish if part.last else "stop"
+        own = replace(reply, text=part.text, tokens=part.tokens, finish=finish)
+        return judge(own, asked, model, any_model)._replace(said=part.text)
+    finish = "" if reply.text.strip() else reply.finish
+    judged = judge(replace(reply, text="", tokens=(), finish=finish), asked, model, any_model)
+    if judged.status != "empty" or not reply.text.strip():
+        return judged
+    why = "cut off" if reply.finish == "length" else "left out"
+    return judged._replace(status="answered twice" if parts else why)
 
 
 def judge(reply: Reply, asked: Asked, model: str, any_model: bool = False) -> Judged:
@@ -238,9 +272,7 @@ def judge(reply: Reply, asked: Asked, model: str, any_model: bool = False) -> Ju
     return Judged("ok", np.eye(len(known))[known.index(said)])
 
 
-def token_probabilities(
-    tokens: tuple[tuple[str, tuple[tuple[str, float], ...]], ...], answers: tuple[str, ...]
-) -> np.ndarray | None:
+def token_probabilities(tokens: Tokens, answers: tuple[str, ...]) -> np.ndarray | None:
     """Probabilities of answers along the tokens of one reply.
 
     At each place every likely token either completes an answer, or begins one and is followed if
@@ -326,14 +358,19 @@ def _count(told: Any) -> int:
     return told if type(told) is int and 0 <= told < 10**7 else 0
 
 
-def _kept(text: Any, secret: str) -> str:
+def _text_room(keep: int) -> int:
+    """Characters of a text that are kept beside so many tokens."""
+    return max(_MOST_TEXT, keep * _MOST_TEXT // _MOST_TOKENS)
+
+
+def _kept(text: Any, secret: str, most: int = _MOST_TEXT) -> str:
     """What is kept of a text: no key, no more than so much; nothing of what is no text."""
     if not isinstance(text, str):
         return ""
-    return (text.replace(secret, "[key]") if secret else text)[:_MOST_TEXT]
+    return (text.replace(secret, "[key]") if secret else text)[:most]
 
 
-def _tokens(told: Any, secret: str) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:
+def _tokens(told: Any, secret: str, most: int) -> Tokens:
     """Tokens and their alternatives; nothing at all if any of it makes no sense or tells the key."""
     content = told.get("content") if isinstance(told, dict) else None
     if not isinstance(content, list):
@@ -342,7 +379,7 @@ def _tokens(told: Any, secret: str) -> tuple[tuple[str, tuple[tuple[str, float],
     try:
         if secret and secret in "".join(entry["token"] for entry in content):
             return ()
-        for entry in content[:_MOST_TOKENS]:
+        for entry in content[:most]:
             pairs = [(entry["token"], entry["logprob"])]
             pairs += [(other["token"], other["logprob"]) for other in entry["top_logprobs"]]
             top: dict[str, float] = {}
@@ -363,15 +400,10 @@ def _tokens(told: Any, secret: str) -> tuple[tuple[str, tuple[tuple[str, float],
 def _spell_the_text(reply: Reply) -> bool:
     """Whether the generated tokens, but for control tokens at the end, are the reply's text."""
     spelled = re.sub(r"(<[^<>]*>\s*)+$", "", "".join(token for token, _ in reply.tokens))
-    said, spelled = _squeeze(reply.text), _squeeze(spelled)
+    said, spelled = squeeze(reply.text), squeeze(spelled)
     if len(reply.tokens) == _MOST_TOKENS or len(reply.text) == _MOST_TEXT:  # either was cut
         return bool(spelled) and (said.startswith(spelled) or spelled.startswith(said))
     return spelled == said
-
-
-def _squeeze(text: str) -> str:
-    """Without white space, however a tokenizer writes it."""
-    return re.sub(r"[\s▁ĠĊ]+", "", text)
 
 
 def _clean(text: str) -> str:

@@ -11,7 +11,8 @@ from annotated_types import Ge, Gt, Le
 from stackllm.parameters import check
 from stackllm.rating.local import RaterParams, prompt_text
 from stackllm.rating.prompt import about_tokens
-from stackllm.rating.question import Asked, Case
+from stackllm.rating.question import AskedRecipe, Case
+from stackllm.rating.rubric import reply_tokens
 from stackllm.store.digest import LATER
 
 Seconds = Annotated[float, Gt(0), Le(86_400)]
@@ -42,7 +43,8 @@ class ServerParams:
     max_bytes
         A longer body is not read.
     max_tokens
-        Tokens of a reply, thought included: an LLM that thinks before it answers needs a few thousand.
+        Tokens of a reply, thought included: an LLM that thinks before it answers needs a few thousand. A rubric
+        gets what its lines need if that is more.
     extra
         What else stands in the body of each request, such as ``{reasoning_effort = "low"}``; it takes the place of
         what would stand there.
@@ -76,17 +78,19 @@ class ServerParams:
         check(self)
 
 
-Job = tuple[Asked, dict[str, Any]]
+Job = tuple[AskedRecipe, dict[str, Any]]
 """A recipe, and the body of a request that asks it about one case."""
 
 
-def make_body(asked: Asked, case: Case, rater: RaterParams, server: ServerParams) -> dict[str, Any]:
+def make_body(
+    recipe: AskedRecipe, case: Case, rater: RaterParams, server: ServerParams
+) -> dict[str, Any]:
     """The request for one case: greedy, short, with token log-probabilities if there are any."""
     return {
         "model": rater.model,
-        "messages": [{"role": "user", "content": prompt_text(asked, case, rater)}],
+        "messages": [{"role": "user", "content": prompt_text(recipe, case, rater)}],
         "temperature": 0,
-        "max_tokens": server.max_tokens,
+        "max_tokens": max(server.max_tokens, reply_tokens(recipe)),
         "logprobs": True,
         "top_logprobs": 20,
         "stream": False,

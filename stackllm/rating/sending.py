@@ -13,8 +13,9 @@ from stackllm.engine.progress import Reporter
 from stackllm.errors import BudgetError, ServerError, StackllmError
 from stackllm.rating.address import read_key
 from stackllm.rating.journal import Journal
-from stackllm.rating.replies import judge
+from stackllm.rating.replies import judge_all
 from stackllm.rating.requests import Job, ServerParams
+from stackllm.rating.rubric import reply_tokens
 from stackllm.rating.transport import BudgetSpentError, Transport, UnansweredError
 
 _GIVE_UP = 5
@@ -155,7 +156,7 @@ async def _ask_one(
 ) -> None:
     recipe, body = job
     try:
-        reply = await transport.ask(body)
+        reply = await transport.ask(body, reply_tokens(recipe))
     except UnansweredError as error:
         if transport.stopped:
             return
@@ -169,9 +170,11 @@ async def _ask_one(
         state.fatal = state.fatal or error
     else:
         journal.put(request, body["model"], reply)
-        status = judge(reply, recipe, body["model"]).status
+        judged = judge_all(reply, recipe, body["model"], transport.params.any_model)
+        status = judged[0].status
         state.unanswered_in_a_row = 0
-        state.invalid_in_a_row = 0 if status == "ok" else state.invalid_in_a_row + 1
+        valid = any(it.status == "ok" for it in judged)
+        state.invalid_in_a_row = 0 if valid else state.invalid_in_a_row + 1
         if state.invalid_in_a_row >= _NEVER_VALID:
             state.fatal = state.fatal or ServerError(
                 f"{transport.url}: {_NEVER_VALID} replies in a row were not valid (the last one: {status}). "

@@ -18,8 +18,8 @@ from stackllm.rating.address import check_url
 from stackllm.rating.answers import Answered, Answers, Cost
 from stackllm.rating.journal import open_journal, read_replies
 from stackllm.rating.local import RaterParams
-from stackllm.rating.question import Asked, Case
-from stackllm.rating.replies import Judged, Reply, judge
+from stackllm.rating.question import AskedRecipe, Case
+from stackllm.rating.replies import Judged, Reply, judge_all
 from stackllm.rating.requests import Job, ServerParams, estimate_tokens, make_body
 from stackllm.rating.sending import send
 from stackllm.store.digest import digest
@@ -35,7 +35,7 @@ class _Heard:
 
 
 def ask_server(
-    asked: Sequence[tuple[Asked, list[Case]]],
+    asked: Sequence[tuple[AskedRecipe, list[Case]]],
     rater: RaterParams,
     server: ServerParams,
     path: Path,
@@ -103,7 +103,9 @@ def ask_server(
     ]
 
 
-def pending_units(asked: Sequence[tuple[Asked, list[Case]]], pending: list[int]) -> dict[str, str]:
+def pending_units(
+    asked: Sequence[tuple[AskedRecipe, list[Case]]], pending: list[int]
+) -> dict[str, str]:
     """How many prompts of each recipe would be asked."""
     return {
         recipe.block: f"{count} of {len(cases)} prompts to ask"
@@ -112,29 +114,35 @@ def pending_units(asked: Sequence[tuple[Asked, list[Case]]], pending: list[int])
 
 
 def _answered(
-    recipe: Asked,
+    recipe: AskedRecipe,
     keys: Sequence[str],
     wanted: Mapping[str, Job],
     heard: _Heard,
     rater: RaterParams,
     server: ServerParams,
 ) -> Answered:
-    nothing = np.full(len(recipe.answers), np.nan)
     replies = [heard.replies.get(key) for key in keys]
+    nothing = [np.full(len(asked.answers), np.nan) for asked in recipe.questions]
     judged = [
-        judge(reply, recipe, rater.model, server.any_model)
+        judge_all(reply, recipe, rater.model, server.any_model)
         if reply
-        else Judged(heard.failed.get(key, "not asked"), nothing)
+        else tuple(Judged(heard.failed.get(key, "not asked"), row) for row in nothing)
         for key, reply in zip(keys, replies, strict=True)
     ]
-    answers = Answers(
-        np.array([it.probabilities for it in judged]).reshape(len(keys), len(recipe.answers)),
-        tuple(it.status for it in judged),
-        tuple(reply.text if reply else "" for reply in replies),
-        tuple(reply.model or rater.model if reply else "" for reply in replies),
-        tuple(digest(wanted[key][1]["messages"]) for key in keys),
-        tuple(it.measured for it in judged),
-    )
+    models = tuple(reply.model or rater.model if reply else "" for reply in replies)
+    prompts = tuple(digest(wanted[key][1]["messages"]) for key in keys)
+    questions = []
+    for number, asked in enumerate(recipe.questions):
+        own = [it[number] for it in judged]
+        answers = Answers(
+            np.array([it.probabilities for it in own]).reshape(len(keys), len(asked.answers)),
+            tuple(it.status for it in own),
+            tuple(it.said for it in own),
+            models,
+            prompts,
+            tuple(it.measured for it in own),
+        )
+        questions.append(answers)
     came = {key: reply for key, reply in zip(keys, replies, strict=True) if reply}
     cost = Cost(
         len({*keys}),
@@ -142,4 +150,4 @@ def _answered(
         sum(reply.n_prompt for reply in came.values()),
         sum(reply.n_tokens - reply.n_prompt for reply in came.values()),
     )
-    return Answered((answers,), cost)
+    return Answered(tuple(questions), cost)

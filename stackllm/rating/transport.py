@@ -101,8 +101,8 @@ class Transport:
         self._requests = Pace(self.params.requests_per_minute)
         self._tokens = Pace(self.params.tokens_per_minute)
 
-    async def ask(self, body: Mapping[str, Any]) -> Reply:
-        """The reply to one request.
+    async def ask(self, body: Mapping[str, Any], keep: int = 0) -> Reply:
+        """The reply to one request, with as many tokens kept as :func:`read_reply` is told.
 
         Raises
         ------
@@ -123,7 +123,7 @@ class Transport:
         )
         try:
             async with asyncio.timeout(self.params.deadline_seconds) as clock:
-                return await retrying(self._attempt, body, clock)
+                return await retrying(self._attempt, body, clock, keep)
         except TimeoutError:
             raise UnansweredError("deadline") from None
         except _RetryError as error:
@@ -135,7 +135,7 @@ class Transport:
         jitter = wait_random_exponential(self.params.backoff_seconds, _LONGEST_BACKOFF)(state)
         return float(state.outcome.exception().wait + jitter)
 
-    async def _attempt(self, body: Mapping[str, Any], clock: asyncio.Timeout) -> Reply:
+    async def _attempt(self, body: Mapping[str, Any], clock: asyncio.Timeout, keep: int) -> Reply:
         plain = {key: value for key, value in body.items() if "logprobs" not in key}
         whole = body if self._takes_logprobs is not False else plain
         status, headers, content = await self._post(whole, clock)
@@ -169,7 +169,7 @@ class Transport:
         if status != 200:
             raise UnansweredError(f"HTTP {status}")
         try:
-            return read_reply(content, self.secret)
+            return read_reply(content, self.secret, keep)
         except BadReplyError as error:
             raise _RetryError(str(error)) from None
 

@@ -4,7 +4,7 @@ A recipe file defines ``build(frame)``. It gets ``row_id, group_id, question, re
 label or a fold — and returns a frame keyed by ``row_id`` with numeric columns, which are then named
 ``{block}_{column}`` after the file. ``NEEDS = ("block", ...)`` names blocks whose columns it wants
 in its frame; ``encoder`` is the block that the frozen LLM measures, and ``asked`` has a column
-``asked_<block>`` for each rating that an LLM gave.
+``asked_<block>`` for each rating that an LLM gave, of a rubric ``asked_<block>_<question>``.
 
 A file ``<block>.toml`` asks an LLM (see :mod:`stackllm.rating.question`). It counts only if it is
 turned on by its block's name, or named as a further recipe file.
@@ -12,7 +12,7 @@ turned on by its block's name, or named as a further recipe file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -27,7 +27,7 @@ from stackllm.errors import (
     UsageError,
     did_you_mean,
 )
-from stackllm.rating.question import main_column, read_asked
+from stackllm.rating.question import column_names, main_column, read_asked
 from stackllm.recipes.files import calling, load_file
 from stackllm.store.digest import file_digest
 
@@ -92,6 +92,8 @@ def find_recipes(
     ------
     MissingInputError
         If a file is not there.
+    DataError
+        If an asked recipe makes no sense, or two would make the same column.
     UsageError
         If recipes need each other in a circle or need an unknown block.
     """
@@ -100,9 +102,7 @@ def find_recipes(
         block: Recipe(block, path, () if path.suffix == ".toml" else _needs(path))
         for block, path in paths.items()
     }
-    for recipe in recipes.values():
-        if recipe.is_asked:
-            read_asked(recipe.path)  # what is wrong in it is said before any work
+    _check_asked(recipes.values())  # what is wrong in them is said before any work
     known = [*recipes, ENCODER_BLOCK, ASKED_BLOCK]
     for recipe in recipes.values():
         for need in recipe.needs:
@@ -129,6 +129,21 @@ def find_recipes(
         else:
             runnable.append(replace(recipe, needs=needs))
     return runnable
+
+
+def _check_asked(recipes: Iterable[Recipe]) -> None:
+    """Read what is asked, and see that no two recipes call their columns alike."""
+    makers: dict[str, Path] = {}
+    for recipe in recipes:
+        if not recipe.is_asked:
+            continue
+        for question in read_asked(recipe.path).questions:
+            for column in column_names(question):
+                if makers.setdefault(column, recipe.path) != recipe.path:
+                    raise DataError(
+                        f'{recipe.path}: the column "{column}" is one of {makers[column]}, too. '
+                        "Rename a file or a question."
+                    )
 
 
 def _find_paths(extra: tuple[str, ...], ask: tuple[str, ...]) -> dict[str, Path]:
@@ -173,7 +188,7 @@ def run_recipes(
     encoder
         Numeric columns that the encoder measured, one row per row of ``rows``.
     asked
-        For each asked recipe the columns made of the LLM's answers.
+        For each question that was asked the columns made of the LLM's answers, by its block.
 
     Returns
     -------
@@ -183,29 +198,45 @@ def run_recipes(
     Raises
     ------
     DataError
-        If a recipe fails, or returns other rows than it got, or something that is no number.
+        If a recipe fails, returns other rows than it got, something that is no number, or a column
+        that another makes too.
     """
     base = rows.select("group_id", "question", "response").with_row_index("row_id")
-    blocks = {ENCODER_BLOCK: encoder.rename(lambda name: f"{ENCODER_BLOCK}_{name}")}
+    blocks = {ENCODER_BLOCK: _named(ENCODER_BLOCK, encoder)}
     ratings = []
     for recipe in recipes:
         if recipe.is_asked:
-            answers = asked[recipe.block]
-            names = {name: f"{recipe.block}_{name}" for name in answers.columns}
-            blocks[recipe.block] = answers.rename(names)
-            rating = main_column(read_asked(recipe.path))
-            if rating:
-                # Not a number becomes missing, or it would spoil its whole group's aggregates.
-                ratings.append(
-                    answers[rating].fill_nan(None).alias(f"{ASKED_BLOCK}_{recipe.block}")
-                )
+            questions = read_asked(recipe.path).questions
+            blocks[recipe.block] = pl.concat(
+                [_named(question.block, asked[question.block]) for question in questions],
+                how="horizontal",
+            )
+            for question in questions:
+                rating = main_column(question)
+                if rating:
+                    # Not a number becomes missing, or it would spoil its whole group's aggregates.
+                    values = asked[question.block][rating].fill_nan(None)
+                    ratings.append(values.alias(f"{ASKED_BLOCK}_{question.block}"))
     blocks[ASKED_BLOCK] = pl.DataFrame(ratings)
     for recipe in recipes:
         if recipe.is_asked:
             continue
         frame = pl.concat([base, *(blocks[need] for need in recipe.needs)], how="horizontal")
         blocks[recipe.block] = _built(recipe, frame, base)
+    makers: dict[str, Path] = {}
+    for recipe in recipes:
+        for column in blocks[recipe.block].columns:
+            if column in makers:
+                raise DataError(
+                    f'{recipe.path}: the column "{column}" is one of {makers[column]}, too. Rename a file or a column.'
+                )
+            makers[column] = recipe.path
     return pl.concat([blocks[recipe.block] for recipe in recipes], how="horizontal")
+
+
+def _named(block: str, columns: pl.DataFrame) -> pl.DataFrame:
+    """Columns by their name among all features."""
+    return columns.rename(lambda name: f"{block}_{name}")
 
 
 def _built(recipe: Recipe, frame: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
@@ -232,7 +263,7 @@ def _built(recipe: Recipe, frame: pl.DataFrame, base: pl.DataFrame) -> pl.DataFr
             raise DataError(
                 f'{recipe.path}: column "{wrong[0]}" is {columns.schema[wrong[0]]}, not a number.'
             )
-        return columns.cast(pl.Float64).rename(lambda name: f"{recipe.block}_{name}")
+        return _named(recipe.block, columns.cast(pl.Float64))
 
 
 def _needs(path: Path) -> tuple[str, ...]:

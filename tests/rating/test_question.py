@@ -22,7 +22,7 @@ def frame(rows):
 
 
 def test_the_shipped_recipes():
-    assert find_asked() == ["category", "gpt_rating", "preferred"]
+    assert find_asked() == ["category", "gpt_rating", "preferred", "review"]
     rating, category, preferred = (
         read_asked(Path(f"features/{name}.toml"))
         for name in ("gpt_rating", "category", "preferred")

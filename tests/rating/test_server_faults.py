@@ -416,7 +416,7 @@ def judged(text, asked=ASKED, **more):
 
 def test_labels_with_marks_around_them_are_found():
     for text, place in (("U.S.", 0), ("u.s", 0), ('"90s', 1), ("90s.", 1), ("*other*", 2)):
-        status, found, _ = judged(text, LABELLED)
+        status, found, *_ = judged(text, LABELLED)
         assert (status, found.argmax()) == ("ok", place)
     spelled = [("U", {"U": 0.75, "other": 0.25}), (".S", {".S": 1.0}), (".", {".": 1.0})]
     np.testing.assert_allclose(judged("U.S.", LABELLED, tokens=spelled)[1], [0.75, 0, 0.25])
