@@ -104,6 +104,8 @@ def test_python_on_the_pages_runs(block):
     """On groups of four rows; what a block is given stands under the names that pages use."""
     if "AutoPeftModel" in block:
         pytest.skip("needs a fine-tuned model: run in tests/finetune/test_model.py")
+    if "StackLLM" in block:
+        pytest.skip("needs frames: run in tests/test_estimator.py")
     from sklearn.linear_model import LogisticRegression
 
     draw = np.random.default_rng(0)

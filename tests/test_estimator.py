@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from sklearn.exceptions import NotFittedError
 import stackllm as sl
 from stackllm.tables.frames import from_native, like_native
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "encoder": {"backbone": "none"},
     "stack": {"n_trees": 20},
@@ -164,6 +167,20 @@ def test_bad_frames_and_what_is_not_fitted_are_one_sentence(contest, tmp_path):
         model(tmp_path / "a").set_params(folds=1).fit(train)
     with pytest.raises(sl.DataError, match=r"settings: there is no section \[rum\]"):
         model(tmp_path / "a").set_params(settings={"rum": {}}).fit(train)
+
+
+def test_the_readme_shows_what_runs(contest, tmp_path, monkeypatch):
+    _, frames, _ = contest
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = (it for it in re.findall(r"```python\n(.*?)```", readme, re.S) if "StackLLM" in it)
+    given = {"train": frames["train"], "test": frames["test"], "new": frames["test"]}
+    given["labels"] = frames["solution"]
+    exec(
+        block.replace("StackLLM(", "StackLLM(settings=SETTINGS, folds=2, n_jobs=1, "),
+        {**given, "SETTINGS": SETTINGS},
+    )
+    assert pl.read_csv("submission.csv").height == len(frames["test"])
 
 
 CELLS = st.one_of(st.none(), st.text(max_size=5))
