@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Figure, Result, main
-from stackllm.crossfit.folds import assign_folds
+from stackllm.crossfit.folds import group_folds
 from stackllm.crossfit.targets import Targets
 from stackllm.engine.local import Engine
 from stackllm.engine.progress import Reporter
@@ -121,7 +121,7 @@ def _grid(source: Path, folder: Path, n_groups: int, n_folds: int, seeds: tuple[
     inputs.mkdir()
     save_texts(inputs, rows)
     empty = np.zeros((len(rows), 0))
-    folds = assign_folds(rows["group_id"].to_numpy(), n_folds, 0)
+    folds = group_folds(rows["group_id"].to_numpy(), n_folds, 0)
     labels = rows["label"].to_numpy().astype(np.int64)
     own = Inputs(groups, empty, empty, (), {}, inputs)
     return Grid(own, labels, folds, seeds, len(table.classes)), rows, groups

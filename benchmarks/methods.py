@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stackllm.crossfit.folds import assign_folds
+from stackllm.crossfit.folds import group_folds
 from stackllm.group.fitting import fit_method
 from stackllm.group.optimise import Method, optimise
 from stackllm.metrics import bootstrap_error, row_losses
@@ -54,7 +54,7 @@ def member(path: Path, options: argparse.Namespace) -> tuple[dict[str, np.ndarra
     labels = read_truth(
         options.truth, rows, sub.classes, target=options.target, id_name=options.id
     ).labels
-    folds = assign_folds(groups.astype(str), 5, 0)
+    folds = group_folds(groups.astype(str), 5, 0)
     losses = {name: np.empty(len(labels)) for name in COLUMNS}
     for fold in range(5):
         rest, own = folds != fold, folds == fold

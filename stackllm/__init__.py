@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "DataError",
+    "Encoder",
     "GroupPosterior",
     "LockedError",
     "MissingInputError",
@@ -21,6 +22,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "assign",
+    "group_folds",
     "metrics",
     "optimise",
     "posterior",
@@ -28,6 +30,7 @@ __all__ = [
 
 if TYPE_CHECKING:  # what type checkers and editors see; tests hold _HOME to it
     from stackllm import metrics
+    from stackllm.crossfit.folds import group_folds
     from stackllm.errors import (
         BudgetError,
         DataError,
@@ -45,11 +48,14 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold _HOME to it
     from stackllm.group.estimator import GroupPosterior
     from stackllm.group.optimise import optimise
     from stackllm.group.posterior import posterior
+    from stackllm.llm.estimator import Encoder
 else:  # at run time each name is loaded when it is first asked for: importing stackllm costs nothing
     _HOME = {
+        "Encoder": "stackllm.llm.estimator",
         "GroupPosterior": "stackllm.group.estimator",
         "StackLLM": "stackllm.estimator",
         "assign": "stackllm.group.assignment",
+        "group_folds": "stackllm.crossfit.folds",
         "open": "stackllm.estimator",
         "optimise": "stackllm.group.optimise",
         "posterior": "stackllm.group.posterior",

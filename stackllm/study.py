@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from stackllm.crossfit.design import CrossFit, Design
-from stackllm.crossfit.folds import assign_folds, check_folds
+from stackllm.crossfit.folds import check_folds, group_folds
 from stackllm.engine.local import Task
 from stackllm.errors import DataError
 from stackllm.llm.choices import Choices, choose
@@ -155,11 +155,11 @@ def _deal(table: Table, settings: Settings, rounds: int) -> Design:
     run = settings.run
     train, test = table.train["group_id"].to_numpy(), table.test["group_id"].to_numpy()
     labels = table.train["label"].to_numpy().astype(np.int64)
-    folds = assign_folds(train, run.folds, run.seed)
+    folds = group_folds(train, run.folds, run.seed)
     check_folds(folds, train, labels, len(table.classes))
     n_groups = len(np.unique(test))
     if n_groups >= run.parts:
-        parts = assign_folds(test, run.parts, run.seed)
+        parts = group_folds(test, run.parts, run.seed)
     elif rounds:
         raise DataError(
             f"{settings.data.test}: too few groups ({n_groups}) for {run.parts} parts, which pseudo-labels need. "

@@ -90,8 +90,6 @@ def open_workspace(
     StorageError
         If a folder cannot be written.
     """
-    from joblib import cpu_count
-
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(
             f'a run\'s name may hold letters, digits, ".", "_" and "-" only, not "{name}".'
@@ -99,8 +97,7 @@ def open_workspace(
     if name.lower() == SHARED:
         raise UsageError(f"a run cannot be called {name}: that is the folder that runs share.")
     reporter = Reporter(quiet)
-    cores = cpu_count()  # each unit computes on one thread
-    slots = min(n_jobs or cores, cores)
+    slots = _slots(n_jobs)
     if n_jobs and n_jobs > slots and engine == "local":
         reporter.say(f"{n_jobs} units side by side: {slots}, as many as this machine has cores")
     root, shared = artifacts / name, artifacts / SHARED
@@ -117,3 +114,36 @@ def open_workspace(
             Engine(root, slots, reporter, dry_run, pool, Runs(artifacts)),
             Engine(shared, slots, reporter, dry_run, pool),
         )
+
+
+@contextmanager
+def open_cache(
+    artifacts: Path, *, n_jobs: int | None = None, quiet: bool = True
+) -> Iterator[Engine]:
+    """Open the folder that runs share, without a run, and start the workers of this machine.
+
+    Parameters
+    ----------
+    artifacts, n_jobs, quiet
+        As for :func:`open_workspace`.
+
+    Raises
+    ------
+    StorageError
+        If a folder cannot be written.
+    """
+    shared, slots = artifacts / SHARED, _slots(n_jobs)
+    open_folder(shared, shared=True)
+    pool = open_pool("local", None, slots)
+    with ExitStack() as stack:
+        if pool:
+            stack.callback(pool.close)
+        yield Engine(shared, slots, Reporter(quiet), False, pool)
+
+
+def _slots(n_jobs: int | None) -> int:
+    """Units side by side on this machine: each computes on one thread."""
+    from joblib import cpu_count
+
+    cores: int = cpu_count()
+    return min(n_jobs or cores, cores)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from stackllm.errors import DataError, UsageError
+from stackllm.probabilities import as_array
 
 
-def assign_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+def group_folds(groups: ArrayLike, n_folds: int = 5, seed: int = 0) -> np.ndarray:
     """Deal whole groups to folds of nearly equal numbers of rows.
 
     The order in which groups are dealt comes from a digest of the seed and the group's id, so it
@@ -35,8 +37,16 @@ def assign_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
     UsageError
         If ``n_folds`` is below 2.
     DataError
-        If there are fewer groups than folds.
+        If there are fewer groups than folds, or groups are no list.
+
+    Examples
+    --------
+    >>> group_folds(["a", "a", "b", "c", "c", "b"], n_folds=3).tolist()
+    [1, 1, 2, 0, 0, 2]
     """
+    groups = as_array(groups, "groups")
+    if groups.ndim != 1:
+        raise DataError(f"groups must be (n_rows,), not {groups.shape}.")
     if n_folds < 2:
         raise UsageError(f"n_folds must be 2 or more, not {n_folds}.")
     names, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -85,8 +95,8 @@ def check_folds(folds: np.ndarray, groups: np.ndarray, labels: np.ndarray, n_cla
 
 
 def inner_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
-    """Folds inside a training set, int32 ``(n_rows,)``, for choosing a setting; as :func:`assign_folds`."""
-    return assign_folds(groups, min(n_folds, len(np.unique(groups))), seed)
+    """Folds inside a training set, int32 ``(n_rows,)``, for choosing a setting; as :func:`group_folds`."""
+    return group_folds(groups, min(n_folds, len(np.unique(groups))), seed)
 
 
 def _shuffle_key(seed: int, name: str) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.crossfit.folds import assign_folds
+from stackllm.crossfit.folds import group_folds
 from stackllm.errors import UsageError
 from stackllm.group.blend import best_blend
 from stackllm.group.calibration import best_temperature, calibration_of, temperature_of
@@ -187,7 +187,7 @@ def choose_method(
         raise UsageError("fitting needs two groups or more: one to fit on and one to judge on.")
     candidates = _candidates(method, plan)
     n_folds = min(n_folds, plan.n_groups)
-    folds = assign_folds(plan.codes, n_folds, seed)
+    folds = group_folds(plan.codes, n_folds, seed)
 
     def fit(name: str, rows: NDArray[np.bool_]) -> Method:
         return fit_of(name, matrix[rows], plan.part(rows), truth[rows])
