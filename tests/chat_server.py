@@ -38,10 +38,16 @@ class Handler(BaseHTTPRequestHandler):
         self.server.behave(self, body, number)
 
     def do_GET(self):
-        """A redirect that was followed ends here."""
+        """The names of models, if there are any; a redirect that was followed ends here too."""
+        listing = self.path == "/v1/models"
         with self.server.changed:
-            self.server.strays.append(self.path)
-        self.send("", 404)
+            self.server.listings += listing
+            if not listing:
+                self.server.strays.append(self.path)
+        names = self.server.models if listing else []
+        self.send(
+            {"data": [{"id": name} for name in names]} if names else "", 200 if names else 404
+        )
 
     def send(self, content: bytes | dict | str, status: int = 200, **headers: str) -> None:
         """A whole response; underscores in header names become dashes."""
@@ -101,6 +107,8 @@ class ChatServer(ThreadingHTTPServer):
         self.times: list[float] = []
         self.counts: dict[str, int] = {}
         self.strays: list[str] = []
+        self.models: list[str] = []
+        self.listings = 0
 
     def process_request(self, request, client_address):
         """Note the connection, in the order in which they come."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from urllib.parse import urlsplit
 
 from stackllm.errors import UsageError
+from stackllm.rating.refusal import without_key
 
 KEY = "STACKLLM_API_KEY"
 """Environment variable of the API key; there is no other place for it."""
+
+_ENDINGS = re.compile(
+    r"(?:(?P<completions>/chat/completions)|/api/(?:chat|generate|tags|embed)|/completions|/responses|/models"
+    r"|/embeddings|/messages|(?<=/v1)/chat)/*$",
+    re.IGNORECASE,
+)
+"""Of addresses that are copied from a page about one endpoint, where the base of all is meant."""
 
 
 def check_url(url: str, allow_http: bool) -> str:
@@ -18,8 +27,8 @@ def check_url(url: str, allow_http: bool) -> str:
     Raises
     ------
     UsageError
-        If it is no http(s) URL, carries a password, or would send texts and key unencrypted to
-        another machine.
+        If it is no http(s) URL, carries a password, ends in an endpoint's own path, or would send texts
+        and key unencrypted to another machine.
     """
     import httpx2
 
@@ -43,7 +52,27 @@ def check_url(url: str, allow_http: bool) -> str:
             f"[rater] url would send texts and key to {host} unencrypted. "
             "Use https, or set [server] allow_http = true."
         )
+    ending = _ENDINGS.search(url)
+    if ending:
+        base = url[: ending.start()].rstrip("/")
+        told = base if ending["completions"] else nearest_base(base)
+        raise UsageError(
+            f'[rater] url must be the address below which all endpoints stand, without "{ending[0].rstrip("/")}": '
+            f'set it to "{without_key(told, os.environ.get(KEY, "").strip())}".'
+        )
     return whole
+
+
+def nearest_base(url: str) -> str:
+    """The base of an endpoint's address, with ``/v1`` where it names no version.
+
+    Examples
+    --------
+    >>> nearest_base("http://localhost:1234/chat/completions"), nearest_base("https://host/v1beta/openai")
+    ('http://localhost:1234/v1', 'https://host/v1beta/openai')
+    """
+    base = url.removesuffix("/chat/completions")
+    return base if re.search(r"/v\d+\w*(/|$)", base) else f"{base}/v1"
 
 
 def read_key() -> str:

@@ -20,6 +20,7 @@ _ALL = 20
 
 
 Limit = Literal["max_tokens", "max_completion_tokens"] | None
+Temperature = Literal["meant", "left out", "one"]
 _RENAMED: Limit = "max_completion_tokens"
 
 
@@ -32,13 +33,13 @@ class Dialect:
     limit
         What the field is called that limits a reply's tokens; None if it takes none.
     temperature
-        Whether it takes a temperature.
+        Whether it takes the one that is meant, takes it when it is left out, or takes 1 only.
     alternatives
         How many of the likeliest tokens it tells at most; 0 for no log-probabilities at all.
     """
 
     limit: Limit = "max_tokens"
-    temperature: bool = True
+    temperature: Temperature = "meant"
     alternatives: int = _ALL
 
     def apply(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Dialect:
 
         Examples
         --------
-        >>> Dialect("max_completion_tokens", False, 5).apply(
+        >>> Dialect("max_completion_tokens", "left out", 5).apply(
         ...     {"temperature": 0, "max_tokens": 16, "logprobs": True, "top_logprobs": 20}
         ... )
         {'max_completion_tokens': 16, 'logprobs': True, 'top_logprobs': 5}
@@ -58,9 +59,10 @@ class Dialect:
                     sent[self.limit] = value
             elif name == "top_logprobs" and self.alternatives and isinstance(value, int):
                 sent[name] = min(value, self.alternatives)
-            elif not (name == "temperature" and not self.temperature) and not (
-                "logprobs" in name and not self.alternatives
-            ):
+            elif name == "temperature" and self.temperature != "meant":
+                if self.temperature == "one":
+                    sent[name] = 1
+            elif self.alternatives or "logprobs" not in name:
                 sent[name] = value
         return sent
 
@@ -80,7 +82,7 @@ def guided(dialect: Dialect, reason: str, fixed: Collection[str]) -> Dialect | N
     Examples
     --------
     >>> guided(Dialect(), "top_logprobs may be 8 at most", ())
-    Dialect(limit='max_tokens', temperature=True, alternatives=8)
+    Dialect(limit='max_tokens', temperature='meant', alternatives=8)
     >>> guided(Dialect(), "temperature is not taken", ["temperature"]) is None
     True
     """
@@ -89,8 +91,8 @@ def guided(dialect: Dialect, reason: str, fixed: Collection[str]) -> Dialect | N
         return replace(dialect, limit=_RENAMED)
     if dialect.limit and dialect.limit in said:
         return replace(dialect, limit=None)
-    if "temperature" in said and dialect.temperature and "temperature" not in fixed:
-        return replace(dialect, temperature=False)
+    if "temperature" in said and dialect.temperature != "one" and "temperature" not in fixed:
+        return replace(dialect, temperature="left out" if dialect.temperature == "meant" else "one")
     if names_logprobs(said):
         return _fewer(dialect, said, fixed)
     return None
@@ -117,10 +119,10 @@ def blind(dialect: Dialect, fixed: Collection[str]) -> Iterator[Dialect]:
     if dialect.limit == "max_tokens":
         yield replace(dialect, limit=_RENAMED)
     limit: Limit = dialect.limit and _RENAMED
-    if dialect.temperature and "temperature" not in fixed:
-        yield replace(dialect, temperature=False)
-        yield replace(dialect, limit=limit, temperature=False)
-        plain = replace(plain, temperature=False)
+    if dialect.temperature == "meant" and "temperature" not in fixed:
+        yield replace(dialect, temperature="left out")
+        yield replace(dialect, limit=limit, temperature="left out")
+        plain = replace(plain, temperature="left out")
     yield replace(plain, limit=limit)
     yield replace(plain, limit=None)
 
@@ -147,29 +149,29 @@ def _fewer(dialect: Dialect, said: str, fixed: Collection[str]) -> Dialect | Non
     return replace(dialect, alternatives=_FEW if most > _FEW else 0)
 
 
-def losses(before: Dialect, after: Dialect) -> list[str]:
-    """What a step from one dialect to another loses, a clause for each change.
+def losses(before: Dialect, after: Dialect) -> list[tuple[str, bool]]:
+    """What a step from one dialect to another changes, a clause for each, and whether something is lost by it.
 
     Examples
     --------
     >>> losses(Dialect(), Dialect(limit="max_completion_tokens"))
-    ['no "max_tokens": "max_completion_tokens" is sent instead, and nothing is lost']
+    [('no "max_tokens": "max_completion_tokens" is sent instead, and nothing is lost', False)]
     """
     told = []
     if after.limit != before.limit:
         told.append(
-            f'no "{before.limit}": "{after.limit}" is sent instead, and nothing is lost'
+            (f'no "{before.limit}": "{after.limit}" is sent instead, and nothing is lost', False)
             if after.limit
-            else "no limit on a reply's tokens: none is sent, so a reply may be long and cost more"
+            else (
+                "no limit on a reply's tokens: none is sent, so a reply may be long and cost more",
+                True,
+            )
         )
     if after.temperature != before.temperature:
-        told.append(
-            "no temperature: it is left out, so answers come at the server's own and may differ when asked again"
-        )
+        how = "it is left out" if after.temperature == "left out" else "1 is sent"
+        told.append((f"no temperature of 0: {how}, so answers may differ when asked again", True))
     if after.alternatives != before.alternatives:
-        told.append(
-            f"top_logprobs of {after.alternatives} at most: so many are asked for, and less likely answers count as 0"
-            if after.alternatives
-            else "no log-probabilities: they are not asked for, so each answer counts as certain and has an entropy of 0"
-        )
+        many = f"{after.alternatives} likely tokens at most: less likely answers count as 0"
+        none = "no logprobs: without probabilities each answer counts as certain, its entropy as 0"
+        told.append((many if after.alternatives else none, True))
     return told

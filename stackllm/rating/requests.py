@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
-from stackllm.parameters import check
+from stackllm.errors import UsageError
+from stackllm.parameters import check, shown
 from stackllm.rating.local import RaterParams, prompt_text
 from stackllm.rating.prompt import about_tokens
 from stackllm.rating.question import AskedRecipe, Case
@@ -16,6 +18,20 @@ from stackllm.rating.rubric import reply_tokens
 from stackllm.store.digest import LATER
 
 Seconds = Annotated[float, Gt(0), Le(86_400)]
+_OURS = {
+    "model": "[rater] model names it",
+    "messages": "the recipe makes them",
+    "stream": "replies are read as a whole",
+    "n": "one reply is read",
+    "max_tokens": "[server] max_tokens is its setting",
+    "max_completion_tokens": "[server] max_tokens is its setting, under whatever name the server takes it",
+}
+"""What ``extra`` may not hold, and why."""
+
+_MOST_BYTES = 1_000_000
+_TOKEN_BYTES = 8_000
+"""As long as a token with 20 alternatives and their log-probabilities may be in a reply, written with indents."""
+
 PerMinute = Annotated[float, Ge(0), Le(1_000_000_000)]
 
 
@@ -41,13 +57,13 @@ class ServerParams:
     backoff_seconds
         First wait before a retry; it doubles, and a random share of it is waited.
     max_bytes
-        A longer body is not read.
+        A longer body is not read. At its default the limit grows with ``max_tokens``.
     max_tokens
         Tokens of a reply, thought included: an LLM that thinks before it answers needs a few thousand. A rubric
         gets what its lines need if that is more.
     extra
-        What else stands in the body of each request, such as ``{reasoning_effort = "low"}``; it takes the place of
-        what would stand there.
+        What else stands in the body of each request, such as ``{reasoning_effort = "low"}``. ``temperature``,
+        ``logprobs`` and ``top_logprobs`` take the place of ours; nothing of it is ever left out.
     any_model
         Whether an answer counts under whatever name of a model it comes.
     batch
@@ -66,7 +82,7 @@ class ServerParams:
     timeout_seconds: Seconds = 60.0
     deadline_seconds: Seconds = 300.0
     backoff_seconds: Seconds = 0.5
-    max_bytes: Annotated[int, Ge(1), Le(1_000_000_000)] = 1_000_000
+    max_bytes: Annotated[int, Ge(1), Le(1_000_000_000)] = _MOST_BYTES
     allow_http: bool = False
     max_tokens: Annotated[int, Ge(1), Le(1_000_000)] = field(default=16, metadata=LATER)
     extra: dict[str, Any] = field(default_factory=dict, metadata=LATER)
@@ -76,6 +92,22 @@ class ServerParams:
 
     def __post_init__(self) -> None:
         check(self)
+        for name, why in _OURS.items():
+            if name in self.extra:
+                raise UsageError(f'[server] extra may not hold "{name}": {why}. Take it out.')
+        for name, value in self.extra.items():
+            try:
+                json.dumps({name: value}, allow_nan=False)
+            except (TypeError, ValueError, RecursionError):
+                raise UsageError(
+                    f'[server] extra: "{name}" must be what JSON can say, not {shown(value)}. '
+                    "Write a date as a text, and no nan or inf."
+                ) from None
+
+    def most_bytes(self, tokens: int) -> int:
+        """A longer body is not read: ``max_bytes``, or at its default room for a reply of so many tokens."""
+        grown = tokens * _TOKEN_BYTES if self.max_bytes == _MOST_BYTES else 0
+        return max(self.max_bytes, grown)
 
 
 Job = tuple[AskedRecipe, dict[str, Any]]
@@ -86,7 +118,7 @@ def make_body(
     recipe: AskedRecipe, case: Case, rater: RaterParams, server: ServerParams
 ) -> dict[str, Any]:
     """The request for one case: greedy, short, with token log-probabilities if there are any."""
-    return {
+    body = {
         "model": rater.model,
         "messages": [{"role": "user", "content": prompt_text(recipe, case, rater)}],
         "temperature": 0,
@@ -96,9 +128,25 @@ def make_body(
         "stream": False,
         **server.extra,
     }
+    if not body["logprobs"] and "top_logprobs" not in server.extra:
+        del body["top_logprobs"]  # servers refuse the one without the other
+    return body
 
 
 def estimate_tokens(body: Mapping[str, Any]) -> int:
     """About how many tokens a request costs: four bytes per token, and the reply's limit."""
-    prompt = "".join(message["content"] for message in body["messages"])
-    return about_tokens(prompt) + int(body["max_tokens"])
+    return prompt_tokens(body) + int(body["max_tokens"])
+
+
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """About how many tokens a prompt has: four bytes each."""
+    return about_tokens(_prompt(body))
+
+
+def prompt_length(body: Mapping[str, Any]) -> int:
+    """Characters of a prompt."""
+    return len(_prompt(body))
+
+
+def _prompt(body: Mapping[str, Any]) -> str:
+    return "".join(message["content"] for message in body["messages"])

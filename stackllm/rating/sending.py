@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,17 +11,38 @@ from typing import Any
 from stackllm.engine.progress import Reporter
 from stackllm.errors import BudgetError, ServerError, StackllmError
 from stackllm.rating.address import read_key
+from stackllm.rating.advice import (
+    UnansweredError,
+    cut_prompt,
+    misnamed,
+    never_done_thinking,
+    never_valid,
+    refused_step,
+    unreachable,
+)  # fmt: skip
+from stackllm.rating.dialect import Dialect
 from stackllm.rating.journal import Journal
-from stackllm.rating.replies import judge_all
-from stackllm.rating.requests import Job, ServerParams
+from stackllm.rating.refusal import Refusal, count_reasons
+from stackllm.rating.replies import Reply, judge_all
+from stackllm.rating.requests import Job, ServerParams, prompt_length, prompt_tokens
 from stackllm.rating.rubric import reply_tokens
-from stackllm.rating.transport import BudgetSpentError, Transport, UnansweredError
+from stackllm.rating.transport import BudgetSpentError, Transport
 
 _GIVE_UP = 5
 """After so many prompts without an answer in a row, the server counts as out of reach."""
 
 _NEVER_VALID = 20
-"""After so many replies in a row that are no valid answer, no more are paid for."""
+"""After so many replies in a row that are no valid answer, no more are paid for; and so many prompts in a row may
+be refused for what they are, such as long, where another is not."""
+
+_THINKING = 5
+"""So many replies that were cut while the LLM thought, before any is valid, show that its tokens do not suffice."""
+
+_MISNAMED = 3
+"""So many answers in a row under another name are no slip of a server that has answered under the right one."""
+
+_LONGEST_TOKEN = 12.5
+"""Characters per token that no prose reaches: English has 4 to 5, Hindi and Chinese fewer."""
 
 
 @dataclass
@@ -33,24 +53,41 @@ class Session:
     ----------
     sent
         Requests so far, retries included.
+    dialect
+        What the server was found to take.
     """
 
     sent: int = 0
+    dialect: Dialect = field(default_factory=Dialect)
 
 
 @dataclass
 class _Asking:
     """What happens while prompts are being sent."""
 
+    server: ServerParams
+    reporter: Reporter
     unanswered_in_a_row: int = 0
     invalid_in_a_row: int = 0
+    thinking_in_a_row: int = 0
+    misnamed_in_a_row: int = 0
+    named: bool = False  # whether an answer came under the right name
+    valid: int = 0
+    measured: int = 0  # valid ones whose probabilities were read from token scores
+    meant: int = 0  # valid ones that were to have such
+    told_of_cut: bool = False
     failures: dict[str, str] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
     fatal: StackllmError | None = None
     spent: bool = False
 
     @property
     def over(self) -> bool:
         return self.fatal is not None or self.spent
+
+    def stop(self, error: StackllmError) -> None:
+        """Ask no more; the first reason counts."""
+        self.fatal = self.fatal or error
 
 
 def send(
@@ -90,7 +127,7 @@ def send(
     ServerError
         If the server is out of reach, turns us away or gives no valid answers.
     """
-    state, session = _Asking(), session or Session()
+    state, session = _Asking(server, reporter), session or Session()
     with reporter.bar("rater", len(missing)) as advance:
         _run(_send_all(url, iter(missing.items()), server, journal, state, session, advance))
     if state.fatal:
@@ -101,8 +138,24 @@ def send(
             "The same command goes on from here."
         )
     if state.failures and len(state.failures) == len(missing):
-        raise _out_of_reach(url, state)
+        raise unreachable(url, state.failures.values(), state.refusals, server)
+    _tell_of_gaps(state, session.dialect)
     return state.failures
+
+
+def _tell_of_gaps(state: _Asking, dialect: Dialect) -> None:
+    """What was refused and why it will be again, and how many answers have no probabilities."""
+    lasting = [it for it in state.refusals if it.kind not in ("busy", "loading")]
+    if lasting:
+        reasons = count_reasons(map(str, lasting))
+        state.reporter.warn(
+            f"rater: the server refuses {len(lasting)} prompts ({reasons}). {refused_step(lasting[-1], state.server)}"
+        )
+    if state.measured < state.meant and (state.measured or dialect.alternatives):
+        state.reporter.warn(
+            f"rater: {state.measured or 'none'} of {state.meant} answers came with probabilities of tokens; "
+            f"each {'of the others ' if state.measured else ''}counts as certain, and its entropy is 0."
+        )
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -135,7 +188,10 @@ async def _send_all(
     async with httpx2.AsyncClient(
         timeout=server.timeout_seconds, limits=limits, follow_redirects=False, trust_env=False
     ) as client:
-        transport = Transport(client, url, headers, server, key, session.sent)
+        transport = Transport(
+            client, url, headers, server, key, session.sent, session.dialect,
+            lambda text, lost: (state.reporter.warn if lost else state.reporter.say)(text),
+        )  # fmt: skip
 
         async def work() -> None:
             for request, job in jobs:  # one iterator for all workers
@@ -148,7 +204,7 @@ async def _send_all(
         try:
             await asyncio.gather(*(work() for _ in range(server.concurrency)))
         finally:
-            session.sent = transport.sent
+            session.sent, session.dialect = transport.sent, transport.dialect
 
 
 async def _ask_one(
@@ -162,29 +218,51 @@ async def _ask_one(
             return
         state.failures[request] = str(error)
         state.unanswered_in_a_row += 1
-        if state.unanswered_in_a_row >= _GIVE_UP:
-            state.fatal = state.fatal or _out_of_reach(transport.url, state)
+        most = _GIVE_UP
+        if error.refusal:
+            state.refusals.append(error.refusal)
+            apart = state.valid and error.refusal.kind not in ("busy", "loading")
+            most = _NEVER_VALID if apart or error.refusal.kind == "context" else _GIVE_UP
+        if state.unanswered_in_a_row >= most:
+            reasons = state.failures.values()
+            state.stop(unreachable(transport.url, reasons, state.refusals, state.server))
     except BudgetSpentError:
         state.spent = True
     except ServerError as error:
-        state.fatal = state.fatal or error
+        state.stop(error)
     else:
         journal.put(request, body["model"], reply)
-        judged = judge_all(reply, recipe, body["model"], transport.params.any_model)
-        status = judged[0].status
-        state.unanswered_in_a_row = 0
-        valid = any(it.status == "ok" for it in judged)
-        state.invalid_in_a_row = 0 if valid else state.invalid_in_a_row + 1
-        if state.invalid_in_a_row >= _NEVER_VALID:
-            state.fatal = state.fatal or ServerError(
-                f"{transport.url}: {_NEVER_VALID} replies in a row were not valid (the last one: {status}). "
-                "They are kept. Ask another model, or change the recipe's instruction."
-            )
+        _weigh(transport.url, job, reply, state)
 
 
-def _out_of_reach(url: str, state: _Asking) -> ServerError:
-    reasons = Counter(state.failures.values())
-    shown = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    return ServerError(
-        f"{url} gives no answers ({shown}). Answers so far are kept; run the same command again when it does."
-    )
+def _weigh(url: str, job: Job, reply: Reply, state: _Asking) -> None:
+    """Count what a reply is worth, and stop where more like it would be paid for in vain."""
+    recipe, body = job
+    server = state.server
+    judged = judge_all(reply, recipe, body["model"], server.any_model)
+    statuses = [it.status for it in judged]
+    status = "ok" if "ok" in statuses else statuses[0]
+    state.unanswered_in_a_row = 0
+    if status == "ok":
+        state.invalid_in_a_row = state.thinking_in_a_row = 0
+        state.valid += 1
+        if body.get("logprobs"):
+            state.meant += 1
+            state.measured += any(it.measured for it in judged)
+    else:
+        state.invalid_in_a_row += 1
+        state.thinking_in_a_row += status == "still thinking"
+    if status == "wrong model":
+        state.misnamed_in_a_row += 1
+        if not state.named or state.misnamed_in_a_row >= _MISNAMED:
+            state.stop(misnamed(url, reply.model, body["model"]))
+    else:
+        state.named, state.misnamed_in_a_row = True, 0
+    if state.thinking_in_a_row >= _THINKING and not state.valid:
+        state.stop(never_done_thinking(url, reply, state.thinking_in_a_row, server))
+    if state.invalid_in_a_row >= _NEVER_VALID:
+        state.stop(never_valid(url, status, reply, state.invalid_in_a_row, server))
+    told, length, tokens = reply.n_prompt, prompt_length(body), prompt_tokens(body)
+    if told and (length > _LONGEST_TOKEN * told or tokens >= 10 * told) and not state.told_of_cut:
+        state.told_of_cut = True
+        state.reporter.warn(cut_prompt(told, length, tokens))

@@ -1,7 +1,11 @@
 """Sending a prompt to a chat server: limited, retried within bounds, with nothing leaked.
 
 What is never followed is a redirect; what is never read is a compressed body or more bytes than
-allowed. Every wait counts on the monotonic clock. No message holds a header or a body.
+allowed. Every wait counts on the monotonic clock. No message holds a header, a body or the key: of
+what a server says to a refusal, one line at most.
+
+What a server does not take of a request is found out by asking the same prompt again with less,
+one prompt at a time, and then known to all (:mod:`~stackllm.rating.dialect`).
 """
 
 from __future__ import annotations
@@ -10,20 +14,38 @@ import asyncio
 import email.utils
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from stackllm.errors import ServerError
-from stackllm.rating.replies import BadReplyError, Reply, read_reply
+from stackllm.rating.address import nearest_base
+from stackllm.rating.advice import UnansweredError, named_fields, not_there, turned_away
+from stackllm.rating.dialect import (
+    Dialect,
+    blind,
+    guided,
+    losses,
+    names_logprobs,
+    without_logprobs,
+)  # fmt: skip
+from stackllm.rating.refusal import Refusal, one_line, read_reason
+from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, read_reply
 from stackllm.rating.requests import ServerParams, estimate_tokens
 
 _LONGEST_BACKOFF = 30.0
 
+_REASON_BYTES = 65_536
+_REASON_SECONDS = 5.0
+"""So much of the body of an error is read, and for so long."""
 
-class UnansweredError(Exception):
-    """One prompt got no answer and another may; the message is a short reason."""
+_BLIND_SEARCHES = 2
+"""So many prompts that are refused without a reason are asked in every dialect; it may be the prompt."""
+
+_MOST_STEPS = 16
+"""Requests of one search, whatever the server says to each."""
 
 
 class BudgetSpentError(Exception):
@@ -33,9 +55,38 @@ class BudgetSpentError(Exception):
 class _RetryError(Exception):
     """An attempt failed in a way that may pass."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, wait: float = 0.0, refusal: Refusal | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
+        self.refusal = refusal
+
+
+class _RefusedError(Exception):
+    """The server said no, or that it can't."""
+
+    def __init__(self, refusal: Refusal, headers: Mapping[str, str]) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+        self.headers = headers
+
+
+@dataclass
+class _Prompt:
+    """A request under way.
+
+    Parameters
+    ----------
+    body
+        What is meant to be sent.
+    keep
+        Tokens of the reply to keep, as :func:`read_reply` is told.
+    broken
+        Its attempts with log-probabilities that ended in a failure of the server.
+    """
+
+    body: Mapping[str, Any]
+    keep: int
+    broken: int = 0
 
 
 class Pace:
@@ -84,6 +135,12 @@ class Transport:
         Limits.
     secret
         Taken out of everything that comes back: a server may echo the key.
+    sent
+        Requests so far.
+    dialect
+        What the server takes, as far as is known.
+    tell
+        Gets each sentence about what was found out, and whether something is lost by it.
     """
 
     client: Any
@@ -92,8 +149,15 @@ class Transport:
     params: ServerParams
     secret: str = field(default="", repr=False)
     sent: int = 0
+    dialect: Dialect = field(default_factory=Dialect)
+    tell: Callable[[str, bool], None] = lambda _text, _lost: None
     stopped: bool = False
-    _takes_logprobs: bool | None = None  # until the server has shown it
+    _spoken: set[Dialect] = field(default_factory=set)  # dialects in which somebody was answered
+    _searches: int = 0
+    _without: int = 0  # prompts that failed with log-probabilities, and were answered without
+    _models: list[str] | None = None
+    _learning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _requests: Pace = field(init=False)
     _tokens: Pace = field(init=False)
 
@@ -111,7 +175,7 @@ class Transport:
         BudgetSpentError
             If the next attempt would be one too many.
         ServerError
-            If no request can ever succeed: wrong key, wrong address, a redirect.
+            If no request can ever succeed: wrong key, wrong address, no credits, a redirect.
         """
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
@@ -123,11 +187,11 @@ class Transport:
         )
         try:
             async with asyncio.timeout(self.params.deadline_seconds) as clock:
-                return await retrying(self._attempt, body, clock, keep)
+                return await retrying(self._attempt, _Prompt(body, keep), clock)
         except TimeoutError:
             raise UnansweredError("deadline") from None
         except _RetryError as error:
-            raise UnansweredError(str(error)) from None
+            raise UnansweredError(str(error), error.refusal) from None
 
     def _wait(self, state: Any) -> float:
         from tenacity import wait_random_exponential
@@ -135,55 +199,195 @@ class Transport:
         jitter = wait_random_exponential(self.params.backoff_seconds, _LONGEST_BACKOFF)(state)
         return float(state.outcome.exception().wait + jitter)
 
-    async def _attempt(self, body: Mapping[str, Any], clock: asyncio.Timeout, keep: int) -> Reply:
-        plain = {key: value for key, value in body.items() if "logprobs" not in key}
-        whole = body if self._takes_logprobs is not False else plain
-        status, headers, content = await self._post(whole, clock)
-        if status == 200 and whole is body:
-            self._takes_logprobs = True
-        if status in (400, 422) and whole is body:
-            # Some servers reject what they do not know. Only an answer without it shows that it
-            # was that, and only if nobody has been answered with it.
-            status, headers, content = await self._post(plain, clock)
-            if status == 200 and self._takes_logprobs is None:
-                self._takes_logprobs = False
+    async def _attempt(self, prompt: _Prompt, clock: asyncio.Timeout) -> Reply:
+        used, without = self.dialect, self._without
+        if prompt.broken > 1 and self._without < 2 and not self._is_proven(used):
+            return await self._try_without(prompt, clock)
+        try:
+            reply = await self._exchange(used, prompt, clock)
+        except _RefusedError as error:
+            broken = error.refusal.status in (500, 502, 504) or error.refusal.status >= 505
+            suspect = broken and without and self._without > 1 and not self._is_proven(used)
+            if suspect or self._is_dialect(error.refusal):
+                return await self._search(used, error, prompt, clock)
+            prompt.broken += broken and bool(used.apply(prompt.body).get("logprobs"))
+            raise await self._failure(error, prompt, clock) from None
+        self._spoken.add(used)
+        return reply
+
+    async def _try_without(self, prompt: _Prompt, clock: asyncio.Timeout) -> Reply:
+        """Ask for no log-probabilities where asking for them failed twice: it may be they that break the server.
+
+        One such success may as well be a hiccup that is over. Two, and a third prompt that fails with
+        them after that, are none: then its search begins.
+        """
+        async with self._learning:
+            used = self.dialect
+            *_, plain = [used, *without_logprobs(used, self.params.extra)]
+            if self._without < 2 and plain != used and not self._is_proven(used):
+                try:
+                    reply = await self._exchange(plain, prompt, clock)
+                except _RefusedError as error:
+                    raise await self._failure(error, prompt, clock) from None
+                self._without += 1
+                return reply
+        return await self._attempt(replace(prompt, broken=0), clock)
+
+    async def _search(
+        self, used: Dialect, error: _RefusedError, prompt: _Prompt, clock: asyncio.Timeout
+    ) -> Reply:
+        """Find the dialect in which a prompt is answered that was refused."""
+        if self._is_proven(
+            used
+        ):  # others are answered so: it is this prompt, and nobody waits for it
+            return await self._step(used, error, prompt, clock)
+        async with self._learning:
+            if self.dialect == used:
+                return await self._step(used, error, prompt, clock)
+        return await self._attempt(
+            replace(prompt, broken=0), clock
+        )  # another prompt has found it meanwhile
+
+    async def _step(
+        self, used: Dialect, error: _RefusedError, prompt: _Prompt, clock: asyncio.Timeout
+    ) -> Reply:
+        fixed, tried, step = self.params.extra, {used}, used
+        guesses: Iterator[Dialect] | None = None
+        while len(tried) < _MOST_STEPS:
+            better = guided(step, error.refusal.reason, fixed)
+            if better is None or better in tried:
+                if guesses is None:
+                    guesses = iter(self._guesses(step, error.refusal))
+                better = next((guess for guess in guesses if guess not in tried), None)
+            else:
+                guesses = None
+            if better is None:
+                break
+            tried.add(better)
+            step = better
+            try:
+                reply = await self._exchange(better, prompt, clock)
+            except _RefusedError as again:
+                first = error.refusal.status >= 500 and again.refusal.status >= 500
+                if not (self._is_dialect(again.refusal) or first):
+                    raise await self._failure(again, prompt, clock) from None
+                error = again
+            else:
+                self._adopt(used, better, error.refusal)
+                return reply
+        raise await self._failure(error, prompt, clock) from None
+
+    def _guesses(self, step: Dialect, refusal: Refusal) -> Iterable[Dialect]:
+        """What to try where the server names nothing of ours."""
+        fixed = self.params.extra
+        if refusal.status >= 500 and refusal.status != 501:
+            return without_logprobs(step, fixed)
+        if refusal.kind not in ("prompt", "busy") or named_fields(refusal.reason, fixed):
+            return ()
+        if self._is_proven(self.dialect):  # once without, for this prompt alone
+            return [*without_logprobs(step, fixed)][-1:]
+        if self._searches == _BLIND_SEARCHES:
+            return ()
+        self._searches += 1
+        return blind(step, fixed)
+
+    def _is_proven(self, dialect: Dialect) -> bool:
+        """Whether somebody was answered in it."""
+        return dialect in self._spoken
+
+    def _is_dialect(self, refusal: Refusal) -> bool:
+        """Whether the server may refuse how it is asked, rather than what."""
+        if refusal.kind in ("key", "quota", "loading", "context", "tokens"):
+            return False
+        if refusal.status in (400, 422, 501):
+            return True
+        named = guided(self.dialect, refusal.reason, self.params.extra) is not None
+        return (
+            named
+            and (refusal.status == 0 or refusal.status >= 500)
+            and names_logprobs(refusal.reason)
+        )
+
+    def _adopt(self, before: Dialect, after: Dialect, refusal: Refusal) -> None:
+        """Ask everybody so from now on, unless somebody has been answered as it was."""
+        if self._is_proven(before) or self.dialect != before:
+            return
+        self.dialect = after
+        self._spoken.add(after)
+        for loss, harm in losses(before, after):
+            self.tell(f"rater: the server takes {loss} ({refusal}).", harm)
+
+    async def _exchange(self, dialect: Dialect, prompt: _Prompt, clock: asyncio.Timeout) -> Reply:
+        """One request in a dialect, and the reply to it."""
+        status, headers, content = await self._post(
+            dialect.apply(prompt.body), estimate_tokens(prompt.body), clock
+        )
         if 300 <= status < 400:
             raise ServerError(
                 f"{self.url} redirects elsewhere, which is not followed. Set [rater] url to where it really is."
             )
-        if status in (401, 403):
-            raise ServerError(
-                f"{self.url} refuses the API key (HTTP {status}). Check the environment variable STACKLLM_API_KEY."
-            )
-        if status == 404:
-            raise ServerError(
-                f"{self.url}: the server knows no such address or model (HTTP 404). Check [rater] url and model."
-            )
-        if status in (408, 409, 425, 429) or status >= 500:
-            wait = retry_after(headers, self.params.deadline_seconds)
-            if wait > _time_left(clock):
-                raise UnansweredError("deadline")  # to wait for it makes no sense
-            if wait:
-                self._requests.hold(wait)  # the server's wish is for everybody
-            raise _RetryError(f"HTTP {status}", wait)
         if status != 200:
-            raise UnansweredError(f"HTTP {status}")
+            raise _RefusedError(Refusal(status, read_reason(content, self.secret)), headers)
         try:
-            return read_reply(content, self.secret, keep)
+            return read_reply(content, self.secret, prompt.keep)
+        except ErrorReply as error:
+            raise _RefusedError(Refusal(error.code, one_line(error.reason)), headers) from None
         except BadReplyError as error:
             raise _RetryError(str(error)) from None
 
+    async def _failure(
+        self, error: _RefusedError, prompt: _Prompt, clock: asyncio.Timeout
+    ) -> Exception:
+        """What a refusal means: for this attempt, for this prompt, or for all."""
+        refusal, kind = error.refusal, error.refusal.kind
+        wait = retry_after(error.headers, self.params.deadline_seconds)
+        if kind == "quota" and wait and refusal.status == 429:
+            kind = "busy"  # a server that tells when to come again has not closed the account
+        answered = bool(self._spoken or self._without)
+        if kind == "quota" or (kind == "key" and not (answered and refusal.status == 403)):
+            return turned_away(self.url, refusal, bool(self.secret))
+        if kind in ("path", "model") and not answered:
+            models = await self._list_models()
+            base = nearest_base(self.url)
+            return not_there(self.url, str(prompt.body["model"]), refusal, base, models)
+        if kind not in ("busy", "loading"):
+            return UnansweredError(str(refusal), refusal)
+        if wait > _time_left(clock):
+            return UnansweredError("deadline", refusal)  # to wait for it makes no sense
+        if wait:
+            self._requests.hold(wait)  # the server's wish is for everybody
+        return _RetryError(str(refusal), wait, refusal)
+
+    async def _list_models(self) -> list[str]:
+        """Names of the server's models; empty if it does not tell. It is asked once."""
+        import httpx2
+
+        async with self._listing:
+            if self._models is None:
+                self._models = []
+                url = f"{nearest_base(self.url)}/models"
+                # It is a try to help: whatever goes wrong, no name is known.
+                wrong = (_RetryError, httpx2.HTTPError, LookupError, RecursionError, TypeError)
+                with suppress(TimeoutError, AttributeError, ValueError, *wrong):
+                    async with asyncio.timeout(_REASON_SECONDS):
+                        _, _, content = await self._stream("GET", url, b"", 0)
+                    told = json.loads(content)
+                    entries = told.get("data") or told.get("models")
+                    names = [entry.get("id") or entry.get("name") for entry in entries[:500]]
+                    self._models = [one_line(str(it), self.secret, 80) for it in names if it]
+            return self._models
+
     async def _post(
-        self, body: Mapping[str, Any], clock: asyncio.Timeout
+        self, body: Mapping[str, Any], tokens: int, clock: asyncio.Timeout
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """One request: status, headers and body."""
+        """One request, its prompt and reply of about so many tokens: status, headers and body."""
         import httpx2
 
         if self.stopped:
             raise UnansweredError("stopped")
         left = _time_left(clock)
         clock.reschedule(None)  # our own limits are no fault of the server
-        await self._tokens.take(estimate_tokens(body))
+        await self._tokens.take(tokens)
         await self._requests.take()
         clock.reschedule(asyncio.get_running_loop().time() + left)
         if self.stopped:
@@ -194,7 +398,7 @@ class Transport:
         self.sent += 1
         try:
             async with asyncio.timeout(self.params.timeout_seconds):
-                return await self._stream(json.dumps(body).encode())
+                return await self._stream("POST", self.url, json.dumps(body).encode(), tokens)
         except TimeoutError:
             raise _RetryError("time-out") from None
         except httpx2.TimeoutException:
@@ -202,20 +406,37 @@ class Transport:
         except httpx2.TransportError:
             raise _RetryError("connection") from None
 
-    async def _stream(self, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    async def _stream(
+        self, method: str, url: str, content: bytes, tokens: int
+    ) -> tuple[int, Mapping[str, str], bytes]:
         async with self.client.stream(
-            "POST", self.url, content=content, headers=self.headers
+            method, url, content=content, headers=self.headers
         ) as response:
-            if response.status_code != 200:
-                return response.status_code, response.headers, b""
-            if response.headers.get("content-encoding", "identity") != "identity":
+            status, headers = response.status_code, response.headers
+            plain = headers.get("content-encoding", "identity") == "identity"
+            if status != 200:
+                return status, headers, await self._read_error(response) if plain else b""
+            if not plain:
                 raise _RetryError("compressed body")
             received = bytearray()
             async for chunk in response.aiter_raw():
                 received += chunk
-                if len(received) > self.params.max_bytes:
+                if len(received) > self.params.most_bytes(tokens):
                     raise _RetryError("body too large")
-            return 200, response.headers, bytes(received)
+            return 200, headers, bytes(received)
+
+    async def _read_error(self, response: Any) -> bytes:
+        """As much of the body of an error as comes soon; what the status says is known already."""
+        import httpx2
+
+        received = bytearray()
+        with suppress(TimeoutError, httpx2.HTTPError):
+            async with asyncio.timeout(min(_REASON_SECONDS, self.params.timeout_seconds / 2)):
+                async for chunk in response.aiter_raw():
+                    received += chunk
+                    if len(received) >= _REASON_BYTES:
+                        break
+        return bytes(received[:_REASON_BYTES])
 
 
 def _time_left(clock: asyncio.Timeout) -> float:
