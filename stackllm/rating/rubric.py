@@ -16,7 +16,7 @@ from stackllm.rating.question import AskedRecipe, Rubric, slug
 from stackllm.rating.spelling import Tokens, cut_tokens
 
 _LINE = re.compile(
-    r"""\s*(?:(?:[-+*•]|\#+|\(?\d{1,2}[.)])\s+)?["'`*_]*([^\W\d_][\w -]*?)["'`*_]*\s*[:：]"""
+    r"""\s*(?:(?:[-+*•]|\#+|\(?\d{1,2}[.)])\s+)?["'`*_]*([^\W\d_][\w -]*?)["'`*_]*\s*[:：]\**"""
 )
 _LINE_OVER = re.compile(r"[\r\nĊ]")
 _QUOTE_OVER = re.compile(r'"')

@@ -23,12 +23,12 @@ def squeeze(text: str) -> str:
 
 
 def cut_tokens(tokens: Tokens, text: str, begin: int, end: int, over: re.Pattern[str]) -> Tokens:
-    """The tokens of a stretch of a text, each cut to what it spells there, and the one after them.
+    """The tokens of a stretch of a text, each cut to what it spells there, and the one that ends it.
 
-    A token may reach over either end, as ``": 4"`` and ``"4\\n"`` do. What stands in front is taken
+    A token may reach over either end, as ``": 4"`` and ``"4\\nto"`` do. What stands in front is taken
     off it and off its alternatives; those that do not begin like it spell another text, and fall away.
-    The token after the stretch is cut to nothing, or to what would have gone on with it: only beside it
-    is to be seen how likely 1 was to become 10.
+    Of what stands behind a line break is left. The token that ends the stretch belongs to it even if
+    nothing of the stretch is in it: only beside it is to be seen how likely 1 was to become 10.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def cut_tokens(tokens: Tokens, text: str, begin: int, end: int, over: re.Pattern
     begin, end
         The stretch, in characters of the text.
     over
-        What ends such a stretch, wherever it comes in a token.
+        What ends such a stretch, wherever it comes in a token or an alternative.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def cut_tokens(tokens: Tokens, text: str, begin: int, end: int, over: re.Pattern
     --------
     >>> said = ((": 4\\n", ((": 4\\n", -0.5), (": 5\\n", -1.0), ("=", -3.0))),)
     >>> cut_tokens(said, ": 4\\n", 2, 3, re.compile("\\n"))
-    (('4', (('4', -0.5), ('5', -1.0))),)
+    (('4\\n', (('4\\n', -0.5), ('5\\n', -1.0))),)
     """
     said, spelled = squeeze(text), squeeze("".join(token for token, _ in tokens))
     whole = spelled.startswith(said) and _MARKS.fullmatch(spelled[len(said) :])
@@ -67,7 +67,7 @@ def cut_tokens(tokens: Tokens, text: str, begin: int, end: int, over: re.Pattern
         if place + size > first or (place == first and not size):
             head = squeeze(token)[: max(0, first - place)]
             stretch.append(_cut(token, top, head, over, opens=place <= first))
-        if place >= last:
+        if place >= last or (stretch and stretch[-1][0].endswith("\n")):
             break
         place += size
     return tuple(stretch)
@@ -86,7 +86,8 @@ def _cut(
             spelled = spelled[1:]
         if opens:  # white space in front ends nothing
             spelled = _FRONT.sub("", spelled)
-        return over.split(spelled, maxsplit=1)[0]
+        ended = over.search(spelled)
+        return f"{spelled[: ended.start()]}\n" if ended else spelled
 
     shares: dict[str, float] = {}
     for other, score in top:

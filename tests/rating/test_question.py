@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.rating.question import Asked, Case, list_cases, make_columns, read_asked
 from stackllm.recipes.loader import find_asked, find_recipes, run_recipes
+from stackllm.store.digest import digest
 
 RATING = Asked("r", "rating", "Rate.", ("1", "2", "3"))
 CATEGORY = Asked("c", "category", "Sort.", ("math", "history", "other"), ("question",))
@@ -31,6 +32,12 @@ def test_the_shipped_recipes():
     assert category.sees == ("question",)
     assert {"biology", "history", "math", "idea", "recommendation"} <= set(category.answers)
     assert preferred.kind == "comparison"
+    review = read_asked(Path("features/review.toml"))
+    assert review.kind == "rubric"
+    assert review.names == ("clarity", "correctness", "completeness", "tone")
+    assert [asked.block for asked in review.questions][-1] == "review_tone"
+    assert {asked.sees for asked in review.questions} == {review.sees}
+    assert rating.questions == (rating,)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +65,83 @@ def test_files_that_make_no_sense(tmp_path, content, said):
     path.write_text(content)
     with pytest.raises(DataError, match=said):
         read_asked(path)
+
+
+def rubric(*questions, head="instruction = 'x'"):
+    """A file's text: questions are pairs of a name, as TOML writes it, and its keys."""
+    return "\n".join([head, *(f"[rubric.{name}]\n{keys}" for name, keys in questions)])
+
+
+RATED = "ask = 'How?'\nscale = [1, 5]"
+ANOTHER = ("tone", "ask = 'Which?'\nlabels = ['x', 'y']")
+NAME = "a letter and up to 39 letters"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (rubric(("a", RATED)), "2 to 20 questions, not 1"),
+        (rubric(*((f"q{i}", RATED) for i in range(30))), "2 to 20 questions, not 30"),
+        (f"{rubric(head='rubric = 5')}\ninstruction = 'x'", r"such as \[rubric.clarity\]"),
+        (f"{rubric(ANOTHER)}\n[rubric]\na = 'How?'", "a table per question"),
+        (rubric(("a", RATED), ANOTHER, head="instruction = 'x'\nscale = [1, 2]"), "exactly one of"),
+        (rubric(("a", RATED), ANOTHER, head="instruction = 'x'\ncompare = 1"), 'and "rubric"'),
+        (rubric(("a", RATED), ANOTHER, head=""), '"instruction" must be a text'),
+        (rubric(("a", "scale = [1, 5]"), ANOTHER), 'question "a": "ask" must be a text'),
+        (rubric(("a", "ask = ' '\nscale = [1, 5]"), ANOTHER), '"ask" must be a text'),
+        (rubric(("a", "ask = 'How?'"), ANOTHER), 'one of "scale" and "labels"'),
+        (rubric(("a", f"{RATED}\nlabels = ['x', 'y']"), ANOTHER), 'one of "scale" and "labels"'),
+        (rubric(("a", "ask = 'How?'\nscale = [5, 1]"), ANOTHER), 'question "a": "scale" goes up'),
+        (rubric(("a", "ask = 'How?'\nlabels = ['x']"), ANOTHER), 'question "a": "labels" must be'),
+        (rubric(("a", "ask = 'How?'\nlabels = ['x', 'X']"), ANOTHER), "two labels are"),
+        (rubric(("a", "ask = 'How?'\ncompare = 1"), ANOTHER), 'no key "compare"'),
+        (rubric(("a", f"{RATED}\nscal = 1"), ANOTHER), 'Did you mean "scale"'),
+        (rubric(("a", RATED), ANOTHER, head="") + "\ninstruction = 'x'", "must be a text"),
+        (rubric(("a", f"{RATED}\nsees = ['question']"), ANOTHER), "Put it above all"),
+        (rubric(("'a: b'", RATED), ANOTHER), NAME),
+        (rubric(("'1'", RATED), ANOTHER), NAME),
+        (rubric(("_", RATED), ANOTHER), NAME),
+        (rubric(("''", RATED), ANOTHER), NAME),
+        (rubric(("a" * 41, RATED), ANOTHER), NAME),
+        (rubric((r'"a\nb"', RATED), ANOTHER), NAME),
+        (rubric(("Tone", RATED), ANOTHER), 'two questions are "tone"'),
+        (rubric(("a-b", RATED), ("'A b'", RATED)), "apart from case and marks"),
+        (rubric(("a", RATED), ("a", RATED)), "not a TOML file"),
+        (
+            rubric(("a", "ask = 'x'\nlabels = ['x expected', 'y']"), ("a_p_x", RATED)),
+            'the questions "a" and "a_p_x" would both make the column "mine_a_p_x_expected"',
+        ),
+    ],
+)
+def test_rubrics_that_make_no_sense(tmp_path, content, said):
+    path = tmp_path / "mine.toml"
+    path.write_text(content)
+    with pytest.raises(DataError, match=said) as raised:
+        read_asked(path)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_two_recipes_that_would_make_the_same_column(tmp_path):
+    first, second, made_by_hand = (
+        tmp_path / name for name in ("mine.toml", "mine_tone.toml", "mine_tone.py")
+    )
+    first.write_text(rubric(("clarity", RATED), ("tone", RATED)))
+    second.write_text("instruction = 'x'\nscale = [1, 3]")
+    with pytest.raises(
+        DataError, match=r'the column "mine_tone_expected" is one of .*mine.toml, too'
+    ):
+        find_recipes((str(first), str(second)))
+    made_by_hand.write_text("def build(frame):\n    return frame.select('row_id', ok='row_id')")
+    recipes = find_recipes((str(first), str(made_by_hand)), without=("encoder",))
+    rows = frame([("g", "q", "a")])
+    rated = pl.DataFrame({"expected": [1.0], "ok": [1.0]})
+    with pytest.raises(DataError, match=r'the column "mine_tone_ok" is one of .*, too'):
+        run_recipes(recipes, rows, pl.DataFrame(), {"mine_clarity": rated, "mine_tone": rated})
+
+
+def test_a_question_of_its_own_is_known_as_before():
+    """What was answered before there were rubrics is found again."""
+    assert digest(RATING) == "6b684c8100429ab1c4a025bca00d788ad9ce81a4409bcd384191e9f1e6379b27"
 
 
 def test_asked_recipes_are_off_unless_turned_on(tmp_path):
