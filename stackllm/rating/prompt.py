@@ -37,6 +37,8 @@ _CONTROL = re.compile(
     r"[<\[](?=[|｜])|(?<=[|｜])(?=[>\]])"  # <|im_end|>, [|user|]
     r"|<(?=/?[\w.:-]+>)"  # </s>, <extra_id_0>, <start_of_turn>, <<SYS>>, and marks such as ours
     r"|\[(?=/?[^\W\d_]\w+\])"  # [INST], [gMASK]; [1] and [i] are none
+    r"|◁(?=/?think▷)|\[(?=(?:BEGIN|END) FINAL RESPONSE\])",
+    re.IGNORECASE,
 )
 
 

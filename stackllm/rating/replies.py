@@ -7,47 +7,42 @@ and judged against the allowed answers afterwards. So a better judge needs no ne
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from stackllm.rating.body import BadReplyError as BadReplyError
+from stackllm.rating.body import Completion, read_body
+from stackllm.rating.body import ErrorReply as ErrorReply
 from stackllm.rating.names import same_model
 from stackllm.rating.question import Asked, AskedRecipe
 from stackllm.rating.rubric import Part, reply_tokens, split
-from stackllm.rating.spelling import Tokens, squeeze
+from stackllm.rating.spelling import Tokens, cut_tokens, squeeze
 from stackllm.rating.thought import strip
+from stackllm.rating.tokens import (
+    MOST_TOKENS,
+    clean,
+    find_start,
+    read_tokens,
+    token_probabilities,
+    without_control,
+)
+from stackllm.rating.wording import find_answer
 
-_MOST_TEXT = 200
-_MOST_TOKENS = 16
-_MOST_TOP = 50
+_MOST_TEXT = 1000
+_GAP = " […] "
+_MOST_NAME = 200
+"""So many characters of names are kept; older journals hold as many of a text."""
+_TOKEN_ROOM = 12
+"""Characters per token."""
 _LEAST_SECRET = 8
 """A shorter key is a placeholder such as "EMPTY"; its letters may stand in any reply."""
-_LEAST_MASS = 0.5
-"""Token probabilities count only if the allowed answers hold at least this share of them."""
-
-
-class BadReplyError(Exception):
-    """A body that is no chat completion; the message is one of a few fixed reasons."""
-
-
-class ErrorReply(BadReplyError):
-    """A body that tells of an error although it came with 200.
-
-    Parameters
-    ----------
-    code
-        The HTTP status that it tells; 0 if none.
-    reason
-        What it says, on one line, cut and without the key.
-    """
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
+_CUT = ("length", "max_tokens", "model_length", "MAX_TOKENS")
+"""How servers say that a reply was cut at its limit."""
+_NUMBER_OVER = re.compile(r"\D")
+_LABEL_OVER = re.compile(r"[\r\nĊ\"`*}<]")
 
 
 @dataclass(frozen=True)
@@ -57,12 +52,13 @@ class Reply:
     Parameters
     ----------
     text
-        The reply's text, its first 200 characters, or more where a rubric was asked.
+        What was said after any thought: 1000 characters, or more where a rubric was asked; of a
+        longer text its beginning and its end.
     tokens
-        For each generated token: the token, then the likeliest tokens in its place with their
+        For each of its first tokens: the token, then the likeliest tokens in its place with their
         log-probabilities. Empty if the server gave none, or none that make sense.
     finish
-        Why it ended, as the server says.
+        Why it ended, as the server says; ``"length"`` if it was cut at its limit.
     refused
         Whether the server says that the LLM refused.
     model
@@ -130,7 +126,7 @@ class Judged(NamedTuple):
     ----------
     status
         ``"ok"``, or why there is no answer: ``"wrong model"``, ``"refusal"``, ``"empty"``,
-        ``"cut off"``, ``"out of scale"``, ``"unknown answer"``; for one question of a rubric also
+        ``"still thinking"``, ``"cut off"``, ``"out of scale"``, ``"unknown answer"``; for one question of a rubric also
         ``"left out"`` and ``"answered twice"``.
     probabilities
         ``(n_answers,)``; NaN without an answer.
@@ -163,40 +159,29 @@ def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
     Raises
     ------
     BadReplyError
-        If it is no JSON, or no chat completion with one answer.
+        If it is no JSON, or no chat completion with one answer, or a stream that was cut short.
     ErrorReply
-        If it is an error instead, whatever the status it came with.
+        If it is an error instead, although it came with 200.
     """
     secret = secret if len(secret) >= _LEAST_SECRET else ""
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadReplyError("bad JSON") from error
-    _check_error(data, secret)
-    choices = data.get("choices") if isinstance(data, dict) else None
-    if not isinstance(choices, list):
+    body = read_body(content, secret)
+    answer = body.completion
+    finish = "length" if answer.finish in _CUT else answer.finish
+    cut = finish == "length"
+    said, thought = strip(answer.text or "", cut)
+    thought = thought or answer.thinks or _count(_details(body.usage)) > 0
+    if answer.text is None and not (answer.refusal or thought or cut):
         raise BadReplyError("wrong schema")
-    if not choices:
-        raise BadReplyError("no choices")
-    messages = [_message(choice) for choice in choices]
-    if len({str(message.get("content")) for message in messages}) > 1:
-        raise BadReplyError("several answers")
-    text, refusal = messages[0].get("content"), messages[0].get("refusal")
-    if text is not None and not isinstance(text, str):
-        raise BadReplyError("wrong schema")
-    if text is None and not refusal:
-        raise BadReplyError("wrong schema")
-    finish, model, usage = choices[0].get("finish_reason"), data.get("model"), data.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    answer, thought = strip(text) if text else ("", False)
+    if not said.strip() and _is_answer(answer, cut):
+        said, thought = answer.thought, False
     return Reply(
-        _kept(answer, secret, _text_room(keep)),
-        _tokens(choices[0].get("logprobs"), secret, max(keep, _MOST_TOKENS)),
-        _kept(finish, secret),
-        bool(refusal) or finish == "content_filter",
-        _kept(model, secret),
-        _count(usage.get("total_tokens")),
-        _count(usage.get("prompt_tokens")),
+        _kept(said, secret, _text_room(keep)),
+        read_tokens(answer.entries, said, secret, max(keep, MOST_TOKENS)),
+        _kept(finish, secret, _MOST_NAME),
+        bool(answer.refusal) or finish == "content_filter",
+        _kept(body.model, secret, _MOST_NAME),
+        _count(body.usage.get("total_tokens")),
+        _count(body.usage.get("prompt_tokens")),
         thought,
     )
 
@@ -236,14 +221,16 @@ def _judge_parts(
 def judge(reply: Reply, asked: Asked, model: str, any_model: bool = False) -> Judged:
     """Whether a reply is a valid answer, and the probability that it gives each allowed one.
 
-    Token log-probabilities are used if the server gave them, they spell the text, its first line
-    is an allowed answer, and allowed answers hold most of them; else the text must be an allowed
-    answer, which then has probability 1.
+    What counts is what the LLM said after its thought; where in it the answer stands,
+    :func:`~stackllm.rating.wording.find_answer` tells. If the server gave token log-probabilities
+    that spell the text, and allowed answers hold most of them where the answer begins, those are
+    the answer's probabilities; else it has probability 1. Where the first line is an answer and
+    nothing else, they count whatever follows: they tell how the reply begins.
 
     Parameters
     ----------
     reply
-        From :func:`read_reply`.
+        From :func:`read_reply`, or from a journal of any age.
     asked
         The recipe.
     model
@@ -256,102 +243,54 @@ def judge(reply: Reply, asked: Asked, model: str, any_model: bool = False) -> Ju
         return Judged("wrong model", nothing)
     if reply.refused:
         return Judged("refusal", nothing)
-    said = _clean(reply.text)
-    known = [_clean(answer) for answer in asked.answers]
-    if not said:
-        return Judged("empty", nothing)
-    if reply.finish == "length" and any(k != said and k.startswith(said) for k in known):
+    cut = reply.finish == "length"
+    text, thought = strip(reply.text, cut)  # older journals hold thought
+    if not text.strip():
+        still = "still thinking" if thought or reply.thought else "cut off"
+        return Judged(still if cut else "empty", nothing)
+    known = [clean(answer) for answer in asked.answers]
+    if cut and any(k != clean(text) and k.startswith(clean(text)) for k in known):
         return Judged("cut off", nothing)
-    if _clean(reply.text.strip().splitlines()[0]) in known and _spell_the_text(reply):
-        probabilities = token_probabilities(reply.tokens, asked.answers)
+    tokens = _spelling(reply.tokens, text)
+    if clean(text.strip().splitlines()[0]) in known:
+        probabilities = token_probabilities(tokens, asked.answers)
         if probabilities is not None:
             return Judged("ok", probabilities, measured=True)
-    if said not in known:
-        number = asked.kind == "rating" and re.fullmatch(r"[-+]?\d+([.,]\d+)?", said)
-        return Judged("out of scale" if number else "unknown answer", nothing)
-    return Judged("ok", np.eye(len(known))[known.index(said)])
+    stated = find_answer(text, asked, cut)
+    if stated is None:
+        if asked.kind == "rating" and re.fullmatch(r"[-+]?\d+([.,]\d+)?", clean(text)):
+            return Judged("out of scale", nothing)
+        return Judged("cut off" if cut else "unknown answer", nothing)
+    answer = asked.answers[stated.number]
+    if (
+        cut
+        and stated.last
+        and any(k.startswith(clean(answer)) and k != clean(answer) for k in known)
+    ):
+        return Judged("cut off", nothing)
+    over = _NUMBER_OVER if asked.kind == "rating" else _LABEL_OVER
+    spelling = cut_tokens(tokens, text, stated.start, stated.end, over)
+    probabilities = token_probabilities(spelling, asked.answers)
+    if probabilities is not None and probabilities[stated.number] > 0:
+        return Judged("ok", probabilities, measured=True)
+    return Judged("ok", np.eye(len(known))[stated.number])
 
 
-def token_probabilities(tokens: Tokens, answers: tuple[str, ...]) -> np.ndarray | None:
-    """Probabilities of answers along the tokens of one reply.
+def _is_answer(answer: Completion, cut: bool) -> bool:
+    """Whether what a server calls thought can be the reply.
 
-    At each place every likely token either completes an answer, or begins one and is followed if
-    it is the token that was generated. One that is not followed counts for the answer that it
-    spells, or for the only one that it can begin. One that spells an answer and can begin another,
-    as 1 can begin 10, counts only where it shows that it ended: it is the last that was generated,
-    or the other answer stands beside it as a whole.
-
-    Parameters
-    ----------
-    tokens
-        As in :class:`Reply`.
-    answers
-        The allowed answers.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        ``(n_answers,)``, sums to 1. None without tokens, or if the allowed answers hold less than
-        half of the probability.
+    An LLM that skips the thought which its template has opened answers at once, and the server's
+    parser, which waits for the thought's end, files the answer under thought. One line, and nothing
+    said, is such a case: a thought that goes on for longer is none, whatever it ends with.
     """
-    known = [_clean(answer) for answer in answers]
-    mass = np.zeros(len(answers))
-    begun, share = "", 1.0
-    for place, (chosen, top) in enumerate(tokens):
-        follow = None
-        spelled = {_lead(begun + token) for token, _ in top}
-        for token, score in top:
-            text = _lead(begun + token)
-            likely = share * math.exp(score)
-            ended = next((k for k in known if _ends(text, k)), None)
-            longer = [k for k in known if k.startswith(text) and k != text]
-            if token == chosen and (longer or not text) and place + 1 < len(tokens):
-                follow = (text, likely)
-            elif not text:
-                continue
-            elif ended is not None:
-                mass[known.index(ended)] += likely
-            elif text in known:
-                if token == chosen or spelled.issuperset(longer):
-                    mass[known.index(text)] += likely
-            elif len(longer) == 1:
-                mass[known.index(longer[0])] += likely
-        if follow is None:
-            break
-        begun, share = follow
-    total = mass.sum()
-    return mass / total if _LEAST_MASS <= total <= 1.01 else None
+    lines = strip(answer.thought)[0].strip().splitlines()
+    return len(lines) == 1 and not cut and not answer.refusal
 
 
-def _check_error(data: Any, secret: str) -> None:
-    """Raise what a body without choices says went wrong.
-
-    Hosts that pass on others' answers, servers behind a proxy, and some that were asked at a wrong
-    path tell it in a 200: ``{"error": {"code", "message"}}``, ``{"error": "text"}``,
-    ``{"object": "error", "message"}``, ``{"detail": "text"}``.
-    """
-    if not isinstance(data, dict):
-        return
-    choices = data.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else data
-    told = first.get("error") if isinstance(first, dict) else None
-    if told is None and not choices:
-        told = data if data.get("object") == "error" else data.get("detail")
-    if not told:
-        return
-    parts = told if isinstance(told, dict) else {"message": told}
-    said = parts.get("message") or parts.get("type") or parts.get("code") or told
-    code = parts.get("code") or parts.get("status") or 0
-    code = int(code) if str(code).isdecimal() else 0
-    said = said if isinstance(said, str) else json.dumps(said)
-    raise ErrorReply(code if 400 <= code < 600 else 0, " ".join(_kept(said, secret).split()))
-
-
-def _message(choice: Any) -> dict[str, Any]:
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        raise BadReplyError("wrong schema")
-    return message
+def _details(usage: dict[str, Any]) -> Any:
+    """How many tokens went into thought, as the server says."""
+    details = usage.get("completion_tokens_details")
+    return details.get("reasoning_tokens") if isinstance(details, dict) else None
 
 
 def _count(told: Any) -> int:
@@ -360,65 +299,28 @@ def _count(told: Any) -> int:
 
 def _text_room(keep: int) -> int:
     """Characters of a text that are kept beside so many tokens."""
-    return max(_MOST_TEXT, keep * _MOST_TEXT // _MOST_TOKENS)
+    return max(_MOST_TEXT, keep * _TOKEN_ROOM)
 
 
-def _kept(text: Any, secret: str, most: int = _MOST_TEXT) -> str:
-    """What is kept of a text: no key, no more than so much; nothing of what is no text."""
+def _kept(text: Any, secret: str, most: int) -> str:
+    """What is kept of a text: no key, and of a long one its beginning and its end.
+
+    The end is glued to what stands for the middle, so that half a line is never taken for a whole.
+    """
     if not isinstance(text, str):
         return ""
-    return (text.replace(secret, "[key]") if secret else text)[:most]
+    text = text.replace(secret, "[key]") if secret else text
+    end = most // 4
+    return text if len(text) <= most else f"{text[: most - end - len(_GAP)]}{_GAP}{text[-end:]}"
 
 
-def _tokens(told: Any, secret: str, most: int) -> Tokens:
-    """Tokens and their alternatives; nothing at all if any of it makes no sense or tells the key."""
-    content = told.get("content") if isinstance(told, dict) else None
-    if not isinstance(content, list):
-        return ()
-    tokens = []
-    try:
-        if secret and secret in "".join(entry["token"] for entry in content):
-            return ()
-        for entry in content[:most]:
-            pairs = [(entry["token"], entry["logprob"])]
-            pairs += [(other["token"], other["logprob"]) for other in entry["top_logprobs"]]
-            top: dict[str, float] = {}
-            for token, score in pairs[:_MOST_TOP]:
-                if not isinstance(token, str) or not float(score) <= 0.01:
-                    return ()
-                if secret and secret in token:
-                    return ()
-                top[token[:60]] = float(score)
-            if sum(map(math.exp, top.values())) > 1.01:
-                return ()
-            tokens.append((entry["token"][:60], tuple(top.items())))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return ()
-    return tuple(tokens)
-
-
-def _spell_the_text(reply: Reply) -> bool:
-    """Whether the generated tokens, but for control tokens at the end, are the reply's text."""
-    spelled = re.sub(r"(<[^<>]*>\s*)+$", "", "".join(token for token, _ in reply.tokens))
-    said, spelled = squeeze(reply.text), squeeze(spelled)
-    if len(reply.tokens) == _MOST_TOKENS or len(reply.text) == _MOST_TEXT:  # either was cut
-        return bool(spelled) and (said.startswith(spelled) or spelled.startswith(said))
-    return spelled == said
-
-
-def _clean(text: str) -> str:
-    """Without the white space, quotes, emphasis and full stop that may stand around an answer."""
-    return text.strip().strip("\"'`*").rstrip(".").strip("\"'`*").strip().casefold()
-
-
-def _lead(text: str) -> str:
-    return text.replace("▁", " ").replace("Ġ", " ").lstrip(" \t\n\"'`*").casefold()
-
-
-def _ends(text: str, answer: str) -> bool:
-    """Whether ``text`` is the answer and then something that does not go on with it.
-
-    A figure after a point does go on: 7.5 is not 7.
-    """
-    rest = text.removeprefix(answer)
-    return text.startswith(answer) and bool(re.match(r"[^\w.,/-]|[.,](?!\w)", rest))
+def _spelling(tokens: Tokens, text: str) -> Tokens:
+    """Those of a reply's tokens that spell its text; none if they spell another."""
+    names = [token for token, _ in tokens]
+    start = find_start(names, text)
+    if start is not None:
+        return tokens[start:]
+    said, spelled = squeeze(text), squeeze(without_control("".join(names)))
+    was_cut = len(tokens) == MOST_TOKENS or len(text) >= _MOST_NAME
+    fits = spelled and (said.startswith(spelled) or spelled.startswith(said))
+    return tokens if was_cut and fits else ()

@@ -308,7 +308,7 @@ def test_a_disk_without_write_ahead_is_refused(tmp_path, monkeypatch):
 def test_nothing_in_a_reply_is_kept_without_a_bound():
     answer = completion("7" * 10**6, model="m" * 10**6)
     answer["choices"][0]["finish_reason"] = "f" * 10**6
-    assert len(read_reply(json.dumps(answer).encode()).dump()) < 1000
+    assert len(read_reply(json.dumps(answer).encode()).dump()) < 4000
 
 
 def test_journals_that_cannot_be_used(tmp_path):
