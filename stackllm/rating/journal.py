@@ -1,4 +1,4 @@
-"""The journal: every answer a server gave, on disk before it is used.
+"""The journal: every answer a server gave and every batch it works on, on disk before it is used.
 
 One SQLite file in write-ahead mode with full syncs, so an answer that :meth:`Journal.put` took
 survives a killed process and a power cut. One process at a time asks and writes.
@@ -7,9 +7,11 @@ survives a killed process and a power cut. One process at a time asks and writes
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import Timeout
@@ -19,7 +21,8 @@ from stackllm.rating.replies import Reply
 from stackllm.store.atomic import make_folder, storage_errors
 from stackllm.store.lock import acquire
 
-_TABLE = """
+_TABLES = (
+    """
 create table if not exists replies (
     request text primary key,
     model text not null,
@@ -27,11 +30,56 @@ create table if not exists replies (
     stored text not null default (datetime('now')),
     digest text
 ) without rowid
-"""
+""",
+    """
+create table if not exists batches (
+    name text primary key,
+    url text not null,
+    model text not null,
+    requests text not null,
+    file text not null,
+    id text not null,
+    is_over integer not null,
+    stored text not null default (datetime('now')),
+    digest text not null
+) without rowid
+""",
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that were handed over to a server as one file.
+
+    Parameters
+    ----------
+    name
+        Ours, a digest; the server keeps it beside the batch.
+    url
+        Of the chat completions.
+    model
+        That is asked.
+    requests
+        Their digests, in the order of the file's lines.
+    file
+        The server's name for the file.
+    id
+        The server's name for the batch; empty until it has told it.
+    is_over
+        Whether nothing more is to come of it.
+    """
+
+    name: str
+    url: str
+    model: str
+    requests: tuple[str, ...]
+    file: str
+    id: str = ""
+    is_over: bool = False
 
 
 class Journal:
-    """Replies by the digest of their request.
+    """Replies by the digest of their request, and batches.
 
     Parameters
     ----------
@@ -44,7 +92,9 @@ class Journal:
 
     def get(self, requests: Iterable[str]) -> dict[str, Reply]:
         """The replies that are there, by request."""
-        replies = {}
+        replies: dict[str, Reply] = {}
+        if not self._has("replies"):
+            return replies
         for request in requests:
             row = self._connection.execute(
                 "select * from replies where request = ?", (request,)
@@ -61,16 +111,59 @@ class Journal:
 
     def put(self, request: str, model: str, reply: Reply) -> None:
         """Commit a reply; what is there already stays."""
-        told = reply.dump()
+        self.put_all([(request, reply)], model)
+
+    def put_all(self, replies: Iterable[tuple[str, Reply]], model: str) -> None:
+        """Commit replies to requests at once, which takes one sync; what is there already stays."""
+        told = [(request, model, reply.dump()) for request, reply in replies]
         with self._connection:
-            self._connection.execute(
+            self._connection.executemany(
                 "insert or ignore into replies (request, model, reply, digest) values (?, ?, ?, ?)",
-                (request, model, told, _digest(request, model, told)),
+                [(*row, _digest(*row)) for row in told],
             )
 
+    def put_batch(self, batch: Batch) -> None:
+        """Commit a batch in the place of what was known of it."""
+        row = _row(batch)
+        with self._connection:
+            self._connection.execute(
+                "insert or replace into batches (name, url, model, requests, file, id, is_over, digest) "
+                "values (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, _digest(*map(str, row))),
+            )
 
-def _digest(request: str, model: str, reply: str) -> str:
-    return hashlib.sha256(f"{request}\0{model}\0{reply}".encode()).hexdigest()[:32]
+    def under_way(self, url: str, requests: Collection[str]) -> list[Batch]:
+        """The batches at an address that are not over and hold one of these requests."""
+        if not self._has("batches"):  # of an older journal that we only read
+            return []
+        wanted, batches = {*requests}, []
+        for *row, known in self._connection.execute(
+            "select name, url, model, requests, file, id, is_over, digest from batches order by stored, name"
+        ):
+            if known != _digest(*map(str, row)):
+                raise sqlite3.DatabaseError(f"batch {row[0][:12]} is damaged")
+            name, at, model, listed, file, number, is_over = row
+            batch = Batch(name, at, model, tuple(json.loads(listed)), file, number, bool(is_over))
+            if at == url and not is_over and not wanted.isdisjoint(batch.requests):
+                batches.append(batch)
+        return batches
+
+    def _has(self, table: str) -> bool:
+        query = "select 1 from sqlite_master where name = ?"
+        return self._connection.execute(query, (table,)).fetchone() is not None
+
+
+def _row(batch: Batch) -> tuple[str | int, ...]:
+    values = {
+        **asdict(batch),
+        "requests": json.dumps(batch.requests),
+        "is_over": int(batch.is_over),
+    }
+    return tuple(values.values())
+
+
+def _digest(*values: str) -> str:
+    return hashlib.sha256("\0".join(values).encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -102,7 +195,8 @@ def open_journal(path: Path) -> Iterator[Journal]:
                     "lost. Put the artifacts on a local disk."
                 )
             connection.execute("pragma synchronous = full")
-            connection.execute(_TABLE)
+            for table in _TABLES:
+                connection.execute(table)
             columns = [column for _, column, *_ in connection.execute("pragma table_info(replies)")]
             if "digest" not in columns:  # a journal from before there were any
                 connection.execute("alter table replies add column digest text")
@@ -130,13 +224,25 @@ def read_replies(path: Path, requests: Collection[str], untouched: bool) -> dict
     """
     if not requests or not path.is_file():
         return {}
+    with _reading(path, untouched) as journal:
+        return journal.get(requests)
+
+
+def read_batches(path: Path, url: str, requests: Collection[str], untouched: bool) -> list[Batch]:
+    """The batches that are under way; as :meth:`Journal.under_way` and :func:`read_replies`."""
+    if not requests or not path.is_file():
+        return []
+    with _reading(path, untouched) as journal:
+        return journal.under_way(url, requests)
+
+
+@contextmanager
+def _reading(path: Path, untouched: bool) -> Iterator[Journal]:
     mode = "mode=rw"
     if untouched:  # SQLite leaves files beside a journal that it may read only and not lock
         mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
     with _connected(path, f"{path.absolute().as_uri()}?{mode}") as connection:
-        if not connection.execute("select 1 from sqlite_master where name = 'replies'").fetchone():
-            return {}
-        return Journal(connection).get(requests)
+        yield Journal(connection)
 
 
 @contextmanager

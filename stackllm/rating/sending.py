@@ -133,10 +133,7 @@ def send(
     if state.fatal:
         raise state.fatal
     if state.spent:
-        raise BudgetError(
-            f"stopped after {server.max_requests} requests; every answer is kept. "
-            "The same command goes on from here."
-        )
+        raise budget_spent(server)
     if state.failures and len(state.failures) == len(missing):
         raise unreachable(url, state.failures.values(), state.refusals, server)
     _tell_of_gaps(state, session.dialect)
@@ -266,3 +263,11 @@ def _weigh(url: str, job: Job, reply: Reply, state: _Asking) -> None:
     if told and (length > _LONGEST_TOKEN * told or tokens >= 10 * told) and not state.told_of_cut:
         state.told_of_cut = True
         state.reporter.warn(cut_prompt(told, length, tokens))
+
+
+def budget_spent(server: ServerParams) -> BudgetError:
+    """What to say when ``max_requests`` is used up."""
+    return BudgetError(
+        f"stopped after {server.max_requests} requests; every answer is kept. "
+        "The same command goes on from here."
+    )

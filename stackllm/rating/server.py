@@ -16,11 +16,12 @@ from stackllm.engine.local import PendingError
 from stackllm.engine.progress import Reporter
 from stackllm.rating.address import check_url
 from stackllm.rating.answers import Answered, Answers, Cost
-from stackllm.rating.journal import open_journal, read_replies
+from stackllm.rating.batch import ask_in_batches, describe_work
+from stackllm.rating.journal import open_journal, read_batches, read_replies
 from stackllm.rating.local import RaterParams
 from stackllm.rating.question import AskedRecipe, Case
 from stackllm.rating.replies import Judged, Reply, judge_all
-from stackllm.rating.requests import Job, ServerParams, estimate_tokens, make_body
+from stackllm.rating.requests import Job, ServerParams, make_body
 from stackllm.rating.sending import send
 from stackllm.store.digest import digest
 
@@ -82,10 +83,9 @@ def ask_server(
     missing = {key: job for key, job in wanted.items() if key not in replies}
     failed: dict[str, str] = {}
     if missing:
-        tokens = sum(estimate_tokens(body) for _, body in missing.values())
         told = (
             f"rater {rater.model}: {sum(map(len, requests))} prompts, {len(replies)} answers in the journal, "
-            f"{len(missing)} requests and about {tokens:,} tokens to send"
+            + describe_work(missing, read_batches(path, url, missing, dry_run), server)
         )
         if dry_run:
             pending = [sum(key in missing for key in keys) for keys in requests]
@@ -94,7 +94,9 @@ def ask_server(
         with open_journal(path) as journal:
             replies |= journal.get(missing)  # another process may have asked since
             missing = {key: job for key, job in missing.items() if key not in replies}
-            failed = send(url, missing, server, journal, reporter) if missing else {}
+            by_file = server.batch or journal.under_way(url, missing)
+            ask = ask_in_batches if by_file else send
+            failed = ask(url, missing, server, journal, reporter) if missing else {}
             replies |= journal.get(missing)
     heard = _Heard(replies, failed, {*missing})
     return [
