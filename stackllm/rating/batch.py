@@ -233,7 +233,7 @@ class _Asking:
     def _hand_over(self, todo: dict[str, Job]) -> tuple[list[Batch], list[ServerError]]:
         batches: list[Batch] = []
         model = next(iter(todo.values()))[1]["model"]
-        bodies = {key: body for key, (_, body) in todo.items()}
+        bodies = {key: self.session.dialect.apply(body) for key, (_, body) in todo.items()}
         for keys, content in cut_files(bodies):
             try:
                 file = self.endpoint.upload(content)
@@ -297,7 +297,8 @@ class _Asking:
             if not isinstance(error, Exception):
                 prompts = sum(len(batch.requests) for batch in waiting.values())
                 self.reporter.warn(
-                    f"{_several(len(waiting))} with {prompts} prompts: going on at the server; the same command picks them up."
+                    f"the server goes on with {_several(len(waiting))} of {prompts} prompts; the same command picks up the "
+                    "answers."
                 )
             raise
 
@@ -318,7 +319,7 @@ class _Asking:
             results.failed |= dict.fromkeys(lost, "missing from the results")
         for problem, count in sorted(results.odd.items()):
             self.reporter.warn(
-                f"batch {batch.id}: {count} lines of its results {problem}; they are left out."
+                f"batch {batch.id}: lines of its results that {problem} are left out ({count})."
             )
         self.failed |= results.failed
         self.journal.put_batch(replace(batch, is_over=True))
@@ -368,6 +369,8 @@ class _Results:
         odd: Counter[str] = Counter()
         replies: list[tuple[str, Reply]] = []
         for line in lines:
+            if line is not None and not line.strip():
+                continue
             entry = _read_json(line)
             request = str(entry.get("custom_id"))
             if problem := self._problem(line, entry, request, seen):
@@ -391,7 +394,7 @@ class _Results:
     def _problem(
         self, line: bytes | None, entry: Mapping[str, Any], request: str, seen: set[str]
     ) -> str:
-        """Why a line tells nothing; empty if it does, or is blank."""
+        """Why a line tells nothing; empty if it does."""
         if line is None:
             return "are longer than [server] max_bytes"
         if not entry:
@@ -424,7 +427,8 @@ def _read_entry(entry: Mapping[str, Any], secret: str) -> Reply | str:
             return str(problem)
     if isinstance(error, dict) and error.get("code") in _UNANSWERED:
         return ""
-    said = read_reason(json.dumps(body or error or "").encode(), secret)
+    words = body or error
+    said = read_reason(json.dumps(words).encode(), secret) if words else ""
     return str(Refusal(status, said)) if type(status) is int else said or "no answer"
 
 
