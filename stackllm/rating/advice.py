@@ -117,6 +117,18 @@ def unreachable(
     return ServerError(f"{told}{_AGAIN}{_waiting_step(url, reasons, server)}")
 
 
+def lasting_refusals(refusals: Sequence[Refusal], server: ServerParams) -> str:
+    """For prompts that were refused and will be again; empty if there are none."""
+    lasting = [it for it in refusals if it.kind not in ("busy", "loading")]
+    if not lasting:
+        return ""
+    reasons = count_reasons(map(str, lasting))
+    return (
+        f"rater: the server refuses {len(lasting)} prompts ({reasons}). "
+        f"{refused_step(lasting[-1], server)}"
+    )
+
+
 def refused_step(refusal: Refusal, server: ServerParams) -> str:
     """What to do about a refusal that comes again whenever the same is asked."""
     if refusal.kind == "context":

@@ -18,12 +18,14 @@ from typing import Any
 
 from stackllm.engine.progress import Reporter
 from stackllm.errors import ServerError
+from stackllm.rating.advice import lasting_refusals, unreachable
 from stackllm.rating.endpoint import Endpoint, LostError, RefusedError, is_name, open_endpoint
 from stackllm.rating.journal import Batch, Journal
 from stackllm.rating.refusal import Refusal, read_reason
-from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, judge, read_reply
+from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, judge_all, read_reply
 from stackllm.rating.requests import Job, ServerParams, estimate_tokens
-from stackllm.rating.sending import Session, budget_spent, out_of_reach, send
+from stackllm.rating.rubric import reply_tokens
+from stackllm.rating.sending import Session, budget_spent, send
 from stackllm.store.digest import digest
 
 MOST_LINES = 50_000
@@ -96,7 +98,9 @@ def ask_in_batches(
             asking.learn(todo)
             asking.round(asking.unanswered(todo))
         if len(asking.failed.keys() & missing.keys()) == len(missing):
-            raise out_of_reach(url, asking.failed)
+            raise unreachable(url, asking.failed.values(), asking.refusals, server)
+        if told := lasting_refusals(asking.refusals, server):
+            reporter.warn(told)
         return asking.failed
 
 
@@ -169,6 +173,7 @@ class _Asking:
     reporter: Reporter
     session: Session = field(default_factory=Session)
     failed: dict[str, str] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
     has_valid: bool = False
 
     def unanswered(self, jobs: dict[str, Job]) -> dict[str, Job]:
@@ -209,11 +214,10 @@ class _Asking:
             self.failed |= send(
                 self.url, jobs, self.server, self.journal, self.reporter, self.session
             )
-            self.has_valid = any(
-                judge(reply, todo[key][0], todo[key][1]["model"], self.server.any_model).status
-                == "ok"
-                for key, reply in self.journal.get(jobs).items()
-            )
+            for key, reply in self.journal.get(jobs).items():
+                recipe, body = jobs[key]
+                judged = judge_all(reply, recipe, body["model"], self.server.any_model)
+                self.has_valid |= any(it.status == "ok" for it in judged)
 
     def round(self, todo: dict[str, Job]) -> None:
         """Hand over what is left to ask, as far as ``max_requests`` goes, and wait for it."""
@@ -233,11 +237,12 @@ class _Asking:
     def _hand_over(self, todo: dict[str, Job]) -> tuple[list[Batch], list[ServerError]]:
         batches: list[Batch] = []
         model = next(iter(todo.values()))[1]["model"]
+        keep = max(reply_tokens(recipe) for recipe, _ in todo.values())
         bodies = {key: self.session.dialect.apply(body) for key, (_, body) in todo.items()}
         for keys, content in cut_files(bodies):
             try:
                 file = self.endpoint.upload(content)
-                batch = Batch(digest(self.url, file, list(keys)), self.url, model, keys, file)
+                batch = Batch(digest(self.url, file, list(keys)), self.url, model, keys, keep, file)
                 self.journal.put_batch(batch)
                 self.session.sent += len(keys)
                 batch = replace(batch, id=self.endpoint.create(file, batch.name))
@@ -311,8 +316,13 @@ class _Asking:
             raise LostError(
                 f"{self.endpoint.base} has answered prompts of batch {batch.id} and names no file of results."
             )
+        # room for a line more, and for what stands around a reply
+        limits = (
+            len(batch.requests) + 1,
+            self.server.most_bytes(self.server.max_tokens + batch.keep),
+        )
         for file in files:
-            self.endpoint.read(file, len(batch.requests) + 1, results.read)
+            self.endpoint.read(file, limits, results.read)
         status = str(told.get("status")).casefold()
         if status == "completed":
             lost = {*batch.requests} - results.settled
@@ -321,14 +331,15 @@ class _Asking:
             self.reporter.warn(
                 f"batch {batch.id}: lines of its results that {problem} are left out ({count})."
             )
-        self.failed |= results.failed
+        self.failed |= {key: str(reason) for key, reason in results.failed.items()}
+        self.refusals += [it for it in results.failed.values() if isinstance(it, Refusal)]
         self.journal.put_batch(replace(batch, is_over=True))
         if status != "failed":
             return []
         return [
             ServerError(
                 f"{self.endpoint.base} refused batch {batch.id}: {_why(told, self.endpoint.secret)}. "
-                "Answers so far are kept. Mend that, or set [server] batch = false."
+                "Answers so far are kept. Change what it names, or set [server] batch = false."
             )
         ]
 
@@ -357,7 +368,7 @@ class _Results:
     """
 
     def __init__(self, batch: Batch, journal: Journal, secret: str) -> None:
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, str | Refusal] = {}
         self.settled: set[str] = set()
         self.odd: Counter[str] = Counter()
         self._batch, self._journal, self._secret = batch, journal, secret
@@ -377,7 +388,7 @@ class _Results:
                 odd[problem] += 1
                 continue
             seen.add(request)
-            outcome = _read_entry(entry, self._secret)
+            outcome = _read_entry(entry, self._secret, self._batch.keep)
             if isinstance(outcome, Reply):
                 replies.append((request, outcome))
                 self.failed.pop(request, None)
@@ -413,23 +424,23 @@ def _read_json(line: bytes | None) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _read_entry(entry: Mapping[str, Any], secret: str) -> Reply | str:
+def _read_entry(entry: Mapping[str, Any], secret: str, keep: int) -> Reply | Refusal | str:
     """A line's reply, or why it has none; empty if the server did not get round to it."""
     response, error = entry.get("response"), entry.get("error")
     response = response if isinstance(response, dict) else {}
     body, status = response.get("body"), response.get("status_code")
     if body and status in (None, 200):
         try:
-            return read_reply(json.dumps(body).encode(), secret)
+            return read_reply(json.dumps(body).encode(), secret, keep)
         except ErrorReply as problem:
-            return str(Refusal(problem.code, problem.reason))
+            return Refusal(problem.code, problem.reason)
         except BadReplyError as problem:
             return str(problem)
     if isinstance(error, dict) and error.get("code") in _UNANSWERED:
         return ""
     words = body or error
     said = read_reason(json.dumps(words).encode(), secret) if words else ""
-    return str(Refusal(status, said)) if type(status) is int else said or "no answer"
+    return Refusal(status, said) if type(status) is int else said or "no answer"
 
 
 def _several(count: int) -> str:

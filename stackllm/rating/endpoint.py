@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stackllm.errors import ServerError
-from stackllm.rating.address import KEY, read_key
+from stackllm.rating.address import read_key
+from stackllm.rating.advice import turned_away
 from stackllm.rating.refusal import Refusal, read_reason
 from stackllm.rating.requests import ServerParams
 from stackllm.rating.transport import retry_after
@@ -185,7 +186,7 @@ class Endpoint:
         return told
 
     def read(
-        self, file: str, most_lines: int, use: Callable[[Iterator[bytes | None]], None]
+        self, file: str, limits: tuple[int, int], use: Callable[[Iterator[bytes | None]], None]
     ) -> None:
         """Read a file of results line by line, from its beginning again where the connection fails.
 
@@ -193,17 +194,17 @@ class Endpoint:
         ----------
         file
             The server's name for it.
-        most_lines
-            So many times ``max_bytes`` are read at most.
+        limits
+            Lines that it may have, and bytes that each of these may.
         use
-            Gets the lines; None for one that is longer than ``max_bytes``.
+            Gets the lines; None for one that is too long.
 
         Raises
         ------
         LostError
             If the server has no such file any more.
         """
-        told = self._call("GET", f"/files/{file}/content", use=use, most_lines=most_lines)
+        told = self._call("GET", f"/files/{file}/content", use=use, limits=limits)
         if told.status != 200:
             raise LostError(f"{self.base} gives no file of results {file} ({told.refusal}).")
 
@@ -248,7 +249,7 @@ class Endpoint:
         method: str,
         path: str,
         use: Callable[[Iterator[bytes | None]], None] | None = None,
-        most_lines: int = 1,
+        limits: tuple[int, int] = (1, 0),
         **sent: Any,
     ) -> Told:
         import httpx2
@@ -260,21 +261,34 @@ class Endpoint:
                     raise ServerError(
                         f"{self.base}{path} redirects elsewhere, which is not followed."
                     )
-                if status in (200, 201) and use:
-                    use(_split_lines(self._chunks(response, most_lines), self.params.max_bytes))
-                    return Told(200, None, "", wait)
                 is_fine = status in (200, 201)
-                content = b"".join(self._chunks(response, 1, is_short=True)) if is_fine else b""
-                reason = "" if is_fine else self._reason(response)
+                if is_fine and use:
+                    lines, most = limits
+                    longer = ServerError(
+                        f"{self.base}{path} holds more than {lines:,} times {most:,} bytes. What came first is kept. "
+                        "Raise [server] max_bytes and run the same command again."
+                    )
+                    use(_split_lines(self._chunks(response, lines * most, longer), most))
+                    return Told(200, None, "", wait)
+                content = self._read_short(response) if is_fine else b""
+                reason = "" if is_fine else self._read_reason(response)
         except httpx2.TimeoutException:
             raise PassingError("time-out") from None
         except httpx2.TransportError:
             raise PassingError("connection") from None
         told = Told(status, None, reason, wait)
-        if status in (401, 403):
+        refusal = Refusal(status, reason)
+        is_busy = (
+            wait and status == 429
+        )  # a server that tells when to come again has not closed the account
+        if not is_fine and refusal.kind in ("key", "quota") and not is_busy:
+            unless = (
+                " A key that may ask but hand over no files needs [server] batch = false."
+                if refusal.kind == "key"
+                else ""
+            )
             raise ServerError(
-                f"{self.base}{path} refuses the API key ({told.refusal}). Check the environment variable {KEY}, and "
-                "whether the key may use files and batches."
+                f"{turned_away(self.base + path, refusal, bool(self.secret))}{unless}"
             )
         if status in (408, 409, 425, 429) or (status >= 500 and status != 501):
             raise PassingError(told.refusal, wait)
@@ -285,33 +299,33 @@ class Endpoint:
         except (ValueError, RecursionError):
             raise PassingError("bad JSON") from None
 
-    def _chunks(self, response: Any, most_lines: int, is_short: bool = False) -> Iterator[bytes]:
-        """The body as it comes: not compressed, not endless, and if it is short within one time-out."""
+    def _chunks(self, response: Any, most: int, longer: Exception) -> Iterator[bytes]:
+        """The body as it comes, neither compressed nor endless."""
         if response.headers.get("content-encoding", "identity") != "identity":
             raise PassingError("compressed body")
-        received, started = 0, time.monotonic()
+        received = 0
         for chunk in response.iter_raw():
             received += len(chunk)
-            if received > most_lines * self.params.max_bytes:
-                if is_short:
-                    raise PassingError("body too large")
-                raise ServerError(
-                    f"{self.base}: results of {most_lines:,} lines are longer than {most_lines:,} times max_bytes. What "
-                    "came first is kept. Raise [server] max_bytes and run the same command again."
-                )
-            if is_short and time.monotonic() - started > self.params.timeout_seconds:
-                raise PassingError("time-out")
+            if received > most:
+                raise longer
             yield chunk
 
-    def _reason(self, response: Any) -> str:
-        """The server's words out of an error's body, as far as it may be read."""
-        content = bytearray()
+    def _read_short(self, response: Any) -> bytes:
+        """A body that comes at once."""
+        content, started = bytearray(), time.monotonic()
+        longer = PassingError("body too large")
+        for chunk in self._chunks(response, self.params.max_bytes, longer):
+            content += chunk
+            if time.monotonic() - started > self.params.timeout_seconds:
+                raise PassingError("time-out")
+        return bytes(content)
+
+    def _read_reason(self, response: Any) -> str:
+        """The server's words out of an error's body, if that can be read."""
         try:
-            for chunk in self._chunks(response, 1, is_short=True):
-                content += chunk
+            return read_reason(self._read_short(response), self.secret)
         except PassingError:
-            pass
-        return read_reason(bytes(content), self.secret)
+            return ""
 
     def _asked_wait(self, response: Any) -> float:
         return retry_after(response.headers, self.params.deadline_seconds)
@@ -324,7 +338,7 @@ class Endpoint:
             )
         if told.data is None:
             raise RefusedError(
-                f"{self.base}{path} refuses a batch ({told.refusal}). Mend that, or set [server] batch = false."
+                f"{self.base}{path} refuses a batch ({told.refusal}). Change what it names, or set [server] batch = false."
             )
         job = told.data.get("job")
         return self._checked(job if isinstance(job, dict) else told.data)

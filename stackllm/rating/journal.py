@@ -37,6 +37,7 @@ create table if not exists batches (
     url text not null,
     model text not null,
     requests text not null,
+    keep integer not null,
     file text not null,
     id text not null,
     is_over integer not null,
@@ -61,6 +62,8 @@ class Batch:
         That is asked.
     requests
         Their digests, in the order of the file's lines.
+    keep
+        Tokens to keep of a reply; see :func:`~stackllm.rating.replies.read_reply`.
     file
         The server's name for the file.
     id
@@ -73,6 +76,7 @@ class Batch:
     url: str
     model: str
     requests: tuple[str, ...]
+    keep: int
     file: str
     id: str = ""
     is_over: bool = False
@@ -127,8 +131,8 @@ class Journal:
         row = _row(batch)
         with self._connection:
             self._connection.execute(
-                "insert or replace into batches (name, url, model, requests, file, id, is_over, digest) "
-                "values (?, ?, ?, ?, ?, ?, ?, ?)",
+                "insert or replace into batches (name, url, model, requests, keep, file, id, is_over, digest) "
+                "values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, _digest(*map(str, row))),
             )
 
@@ -138,12 +142,14 @@ class Journal:
             return []
         wanted, batches = {*requests}, []
         for *row, known in self._connection.execute(
-            "select name, url, model, requests, file, id, is_over, digest from batches order by stored, name"
+            "select name, url, model, requests, keep, file, id, is_over, digest from batches order by stored, name"
         ):
             if known != _digest(*map(str, row)):
                 raise sqlite3.DatabaseError(f"batch {row[0][:12]} is damaged")
-            name, at, model, listed, file, number, is_over = row
-            batch = Batch(name, at, model, tuple(json.loads(listed)), file, number, bool(is_over))
+            name, at, model, listed, keep, file, number, is_over = row
+            batch = Batch(
+                name, at, model, tuple(json.loads(listed)), keep, file, number, bool(is_over)
+            )
             if at == url and not is_over and not wanted.isdisjoint(batch.requests):
                 batches.append(batch)
         return batches

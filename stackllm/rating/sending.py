@@ -14,15 +14,15 @@ from stackllm.rating.address import read_key
 from stackllm.rating.advice import (
     UnansweredError,
     cut_prompt,
+    lasting_refusals,
     misnamed,
     never_done_thinking,
     never_valid,
-    refused_step,
     unreachable,
 )  # fmt: skip
 from stackllm.rating.dialect import Dialect
 from stackllm.rating.journal import Journal
-from stackllm.rating.refusal import Refusal, count_reasons
+from stackllm.rating.refusal import Refusal
 from stackllm.rating.replies import Reply, judge_all
 from stackllm.rating.requests import Job, ServerParams, prompt_length, prompt_tokens
 from stackllm.rating.rubric import reply_tokens
@@ -142,12 +142,8 @@ def send(
 
 def _tell_of_gaps(state: _Asking, dialect: Dialect) -> None:
     """What was refused and why it will be again, and how many answers have no probabilities."""
-    lasting = [it for it in state.refusals if it.kind not in ("busy", "loading")]
-    if lasting:
-        reasons = count_reasons(map(str, lasting))
-        state.reporter.warn(
-            f"rater: the server refuses {len(lasting)} prompts ({reasons}). {refused_step(lasting[-1], state.server)}"
-        )
+    if told := lasting_refusals(state.refusals, state.server):
+        state.reporter.warn(told)
     if state.measured < state.meant and (state.measured or dialect.alternatives):
         state.reporter.warn(
             f"rater: {state.measured or 'none'} of {state.meant} answers came with probabilities of tokens; "

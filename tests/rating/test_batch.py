@@ -330,7 +330,7 @@ def test_a_refused_file_says_the_line_and_the_reason(server, path):
     server.shape = lambda batch: {**batch, "errors": {"object": "list", "data": told}}
     with pytest.raises(
         ServerError,
-        match=r"refused batch batch-1: line 3: no such field: top_k.*, and 1 more\. .*Mend that",
+        match=r"refused batch batch-1: line 3: no such field: top_k.*, and 1 more\. .*Change what",
     ):
         ask(server.url, path)
     server.shape = lambda batch: batch
@@ -440,7 +440,7 @@ def test_an_endless_file_of_results_ends(server, path):
 
     server.faults["GET /files/ID/content"] = [endless]
     with pytest.raises(
-        ServerError, match=r"longer than .* times max_bytes.*Raise \[server\] max_bytes"
+        ServerError, match=r"holds more than 6 times 3,000 bytes.*Raise \[server\] max_bytes"
     ):
         ask(server.url, path, max_bytes=3000)
     assert np.array_equal(ask(server.url, path).probabilities, EXPECTED(6))
@@ -510,8 +510,12 @@ def test_a_server_without_batches_says_so_at_once(server, path, status):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (refused(401, "who are you?"), "refuses the API key .HTTP 401: who are you.*may use files"),
-        (refused(402, "no credits"), "refuses a batch .HTTP 402: no credits"),
+        (refused(401, "who are you?"), "refuses the API key .HTTP 401: who are you.*batch = false"),
+        (
+            refused(400, "no such window"),
+            "refuses a batch .HTTP 400: no such window.*batch = false",
+        ),
+        (refused(402, "no credits"), "credits or quota are used up .HTTP 402: no credits"),
         (
             lambda handler, act: handler.send("", 302, location="/v1/batches/x"),
             "redirects elsewhere",
@@ -717,7 +721,7 @@ def test_the_key_is_sent_and_stays_nowhere(server, path, monkeypatch, capfd):
 # The journal.
 
 
-BATCH = Batch("name", "url", "tiny", ("a", "b"), "file-1", "batch-1")
+BATCH = Batch("name", "url", "tiny", ("a", "b"), 0, "file-1", "batch-1")
 
 
 def test_a_batch_survives_the_journal_unchanged(path):
