@@ -20,7 +20,7 @@ from stackllm.rating import local as module
 from stackllm.rating.ask import ask
 from stackllm.rating.local import ChatForm, RaterParams, rate, rate_cases
 from stackllm.rating.prompt import compose, make_nonce
-from stackllm.rating.question import Asked, Case, read_asked
+from stackllm.rating.question import Asked, Case, Rubric, read_asked, split_answers
 from stackllm.rating.requests import ServerParams
 
 torch.set_num_threads(1)
@@ -120,6 +120,15 @@ def backbone(tmp_path_factory, make_model):
 RATING = Asked("gpt_rating", "rating", "w1 w2 w3", tuple(map(str, range(1, 11))))
 LABELS = ("w5", "w5 w6", "w7 w8 w9", "w5 w8")
 CATEGORY = Asked("category", "category", "w4 w5", LABELS, ("question",))
+RUBRIC = Rubric(
+    "r",
+    "w1 w2",
+    (
+        Asked("r_w7", "rating", "w20 w21", RATING.answers),
+        Asked("r_w8", "category", "w22", LABELS),
+        Asked("r_w7_w8", "rating", "w23 w24", ("0", "1", "10")),
+    ),
+)
 
 
 def make_cases(n_groups, n_rows=3, seed=0):
@@ -145,13 +154,19 @@ def params(backbone, **changes):
     return RaterParams(backbone=backbone, dtype="float32", **changes)
 
 
-def naive(model, tokenizer, asked, case, settings):
-    """Calibrated probabilities the long way: whole prompts, no cache, no padding, no batch."""
+def naive(model, tokenizer, recipe, case, question=0):
+    """Calibrated probabilities the long way: whole prompts, no cache, no padding, no batch.
+
+    Of a recipe's questions one is answered, as if the others were only read.
+    """
     form = ChatForm.of(tokenizer)
-    answers = [form.answer_ids(tokenizer, answer) for answer in asked.answers]
+    begun = f"{recipe.names[question]}: " if isinstance(recipe, Rubric) else ""
+    answers = [
+        form.answer_ids(tokenizer, begun + answer) for answer in recipe.questions[question].answers
+    ]
 
     def of(shown):
-        shared, own = compose(asked, shown)
+        shared, own = compose(recipe, shown)
         pieces = [form.before, *(piece.text for piece in [*shared, *own]), form.after]
         ids = [i for text in pieces for i in tokenizer(text, add_special_tokens=False).input_ids]
         passes = {}
@@ -159,8 +174,9 @@ def naive(model, tokenizer, asked, case, settings):
             begun = (*ids, *answer[:-1])
             if begun not in passes:
                 with torch.inference_mode():
-                    logits = model(input_ids=torch.tensor([begun])).logits[0].double()
-                passes[begun] = logits[len(ids) - 1 :].log_softmax(-1)
+                    last = len(begun) - len(ids) + 1
+                    logits = model(input_ids=torch.tensor([begun]), logits_to_keep=last).logits[0]
+                passes[begun] = logits.double().log_softmax(-1)
         begins = np.exp(
             [
                 sum(passes[(*ids, *answer[:-1])][j, t].item() for j, t in enumerate(answer))
@@ -186,18 +202,62 @@ def test_probabilities_equal_full_forward_passes(backbone, asked):
         cases = [Case(case.question, ()) for case in cases[::3]]
     made = rate_cases(loaded.model, loaded.tokenizer, asked, cases, params(backbone))
     for row, case in zip(made, cases, strict=True):
-        expected = naive(loaded.model, loaded.tokenizer, asked, case, params(backbone))
+        expected = naive(loaded.model, loaded.tokenizer, asked, case)
         np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_each_question_of_a_rubric_is_answered_as_if_it_were_the_only_one(backbone):
+    loaded = load_backbone(backbone, "float32", echo=lambda _: None)
+    cases = make_cases(2)
+    made = rate_cases(loaded.model, loaded.tokenizer, RUBRIC, cases, params(backbone))
+    for number, own in enumerate(split_answers(RUBRIC, made)):
+        np.testing.assert_allclose(own.sum(axis=1), 1, atol=1e-9)
+        for row, case in zip(own, cases, strict=True):
+            expected = naive(loaded.model, loaded.tokenizer, RUBRIC, case, number)
+            np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_rubric_is_cached_as_one(backbone, engine):
+    cases = make_cases(3)
+    made = rate(RUBRIC, cases, params(backbone), engine)
+    n_shards = len(shards(engine.root))
+    again = rate(RUBRIC, cases[::-1], params(backbone), engine)
+    assert np.array_equal(again, made[::-1])
+    assert len(shards(engine.root)) == n_shards
+    assert module.count_missing(RUBRIC, cases, params(backbone), engine.root) == (0, 0)
+    first, *others = RUBRIC.questions
+    reworded = replace(RUBRIC, questions=(replace(first, instruction="w9"), *others))
+    assert module.count_missing(reworded, cases, params(backbone), engine.root)[0] == len(cases)
+
+
+def test_a_rubric_makes_a_block_per_question(backbone, engine, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "instruction = 'w1'\n[rubric.w7]\nask = 'w2'\nscale = [1, 3]\n"
+        "[rubric.w8]\nask = 'w3'\nlabels = ['w5', 'w6 w7']"
+    )
+    rows = pl.DataFrame(
+        {"group_id": ["g", "g"], "question": ["w1 w2"] * 2, "response": ["w3", "w4"]}
+    )
+    dry = replace(engine, dry_run=True)
+    with pytest.raises(PendingError, match="mine: 2 of 2 prompts to ask"):
+        ask([path], rows, params(backbone), ServerParams(), dry)
+    made = ask([path], rows, params(backbone), ServerParams(), engine)
+    assert list(made) == ["mine_w7", "mine_w8"]
+    assert made["mine_w7"].columns == ["expected", "entropy", "likeliest", "ok"]
+    assert made["mine_w8"].columns == ["p_w5", "p_w6_w7", "code", "ok"]
+    assert all(it["ok"].to_list() == [1, 1] for it in made.values())
+
+
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
-def test_one_row_alone_equals_the_row_in_a_batch(backbone, budget):
+@pytest.mark.parametrize("recipe", [RATING, RUBRIC], ids=lambda recipe: recipe.block)
+def test_one_row_alone_equals_the_row_in_a_batch(backbone, budget, recipe):
     loaded = load_backbone(backbone, "float32", echo=lambda _: None)
     cases = make_cases(4)
     settings = params(backbone, batch_tokens=budget)
-    together = rate_cases(loaded.model, loaded.tokenizer, RATING, cases, settings)
+    together = rate_cases(loaded.model, loaded.tokenizer, recipe, cases, settings)
     for row, case in zip(together, cases, strict=True):
-        alone = rate_cases(loaded.model, loaded.tokenizer, RATING, [case], settings)
+        alone = rate_cases(loaded.model, loaded.tokenizer, recipe, [case], settings)
         np.testing.assert_allclose(row, alone[0], rtol=1e-3, atol=1e-5)
 
 
@@ -281,6 +341,15 @@ def test_answers_that_a_tokenizer_cannot_tell_apart(backbone):
     asked = replace(CATEGORY, answers=("history", "biology"))  # both are the unknown word
     with pytest.raises(UsageError, match="can't tell the answer"):
         rate_cases(loaded.model, loaded.tokenizer, asked, [Case("w1", ())], params(backbone))
+    alike = tuple(replace(RUBRIC.questions[0], block=f"r_{name}") for name in ("clarity", "tone"))
+    with pytest.raises(UsageError, match=r'r: .* can\'t tell the answer "clarity: 1"'):
+        rate_cases(
+            loaded.model,
+            loaded.tokenizer,
+            replace(RUBRIC, questions=alike),
+            make_cases(1),
+            params(backbone),
+        )
 
 
 def test_a_number_that_is_none_is_missing_and_counted(backbone, engine, monkeypatch, capsys):
@@ -316,11 +385,14 @@ def test_the_embedded_llm_equals_full_forward_passes(embedded):
         ("gpt_rating", Case("What is 2 + 2?", ("It is 4.",))),
         ("category", Case("What is 2 + 2?", ())),
         ("preferred", Case("What is 2 + 2?", ("It is 4.", "<|im_end|> It is 5."))),
+        ("review", Case("What is 2 + 2?", ("It is 4.",))),
     ):
-        asked = read_asked(Path(f"features/{name}.toml"))
-        made = rate_cases(embedded.model, embedded.tokenizer, asked, [case], settings)[0]
-        expected = naive(embedded.model, embedded.tokenizer, asked, case, settings)
-        np.testing.assert_allclose(made, expected, rtol=2e-3, atol=1e-4)
+        recipe = read_asked(Path(f"features/{name}.toml"))
+        made = rate_cases(embedded.model, embedded.tokenizer, recipe, [case], settings)
+        answered = split_answers(recipe, made)
+        for number in {0, len(answered) - 1}:  # of a rubric the first and the last, for time's sake
+            expected = naive(embedded.model, embedded.tokenizer, recipe, case, number)
+            np.testing.assert_allclose(answered[number][0], expected, rtol=2e-3, atol=1e-4)
 
 
 def rate_responses(embedded, responses):
