@@ -20,6 +20,7 @@ from stackllm.metrics import accuracy, mean_with_error, row_losses, shown_with_e
 from stackllm.pipeline import Until, run
 from stackllm.predict import Model, open_model, predict_new
 from stackllm.rating.requests import ServerParams
+from stackllm.report.explain import Explanation, explain_row
 from stackllm.report.logbook import RECORD
 from stackllm.settings import Settings, make_settings, read_settings
 from stackllm.store.atomic import make_folder, write_file
@@ -240,6 +241,24 @@ class StackLLM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups = rows.frame["group_id"].to_numpy()
         loss, error = mean_with_error(row_losses(probabilities, labels), groups)
         return Score(loss, error, accuracy(probabilities, labels))
+
+    def explain(self, X: Any, row: int = 0) -> Explanation:
+        """Why a row gets its label: what each model says of it, and which n-grams speak for and against.
+
+        Parameters
+        ----------
+        X
+            A frame. Of the run's own rows, training or unlabelled, one row will do, for their groups are known; of new
+            ones it must hold whole groups.
+        row
+            Which row of it, from 0.
+        """
+        model = self._model()
+        with self._workspace() as workspace:
+            rows = self._rows(model, from_native(X, "the frame"), workspace)
+            if not 0 <= row < rows.frame.height:
+                raise UsageError(f"row must be from 0 to {rows.frame.height - 1}, not {row}.")
+            return explain_row(model, rows, row, workspace)
 
     def to_submission(self, X: Any, like: str | Path | None = None) -> pl.DataFrame:
         """The submission of the rows of a frame.

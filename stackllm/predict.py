@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -283,6 +283,30 @@ def predict_new(
     StorageError
         If a unit is damaged.
     """
+    return opinions_on(model, rows, workspace, server).posterior
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What a run's models say of some rows.
+
+    Parameters
+    ----------
+    rows
+        Row probabilities by each model, the stack and the blend included, float64 ``(n_rows, n_classes)``, the models
+        of all folds averaged.
+    posterior
+        What the groups make of the blend's, ``(n_rows, n_classes)``.
+    """
+
+    rows: dict[str, np.ndarray]
+    posterior: np.ndarray
+
+
+def opinions_on(
+    model: Model, rows: pl.DataFrame, workspace: Workspace, server: ServerParams | None = None
+) -> Opinions:
+    """What each model says of new rows; parameters and errors are those of :func:`predict_new`."""
     content = model.content
     inputs = _inputs(model, rows, workspace, server)
     groups, quota = inputs.groups, model.data.quota
@@ -313,7 +337,8 @@ def predict_new(
     everything = {**views, _STACK: _by_fold(model, "places", _STACK, stack)}
     ordered = {name: everything[name] for name in content["blend"]["names"]}
     blended = final_rows(ordered, full, np.array(content["blend"]["weights"]))
-    return final_posteriors(blended, groups, quota)
+    told = {name: view.mean(axis=0) for name, view in {**everything, "blend": blended}.items()}
+    return Opinions(told, final_posteriors(blended, groups, quota))
 
 
 def _inputs(
@@ -346,10 +371,21 @@ def _by_fold(
 ) -> np.ndarray:
     """Predictions of each fold's models, several of one fold averaged: ``(n_folds, n_rows, n_classes)``."""
     predictions: dict[int, list[np.ndarray]] = {}
-    for fold, path in model.content[which][name]:
-        folder = open_unit(model.root, Unit(path, model.content["units"][path]))
+    for fold, folder in unit_folders(model, which, name):
         predictions.setdefault(fold, []).append(predict(folder, fold))
     return np.stack([np.mean(predictions[fold], axis=0) for fold in sorted(predictions)])
+
+
+def unit_folders(model: Model, which: str, name: str) -> Iterator[tuple[int, Path]]:
+    """Fold and verified folder of each of a member's models: those of folds (``"places"``) or on all rows (``"full"``).
+
+    Raises
+    ------
+    StorageError
+        If one is damaged.
+    """
+    for fold, path in model.content[which][name]:
+        yield fold, open_unit(model.root, Unit(path, model.content["units"][path]))
 
 
 Predict = Callable[[Inputs, np.ndarray, Path], np.ndarray]

@@ -169,6 +169,42 @@ def test_bad_frames_and_what_is_not_fitted_are_one_sentence(contest, tmp_path):
         model(tmp_path / "a").set_params(settings={"rum": {}}).fit(train)
 
 
+def test_rows_are_explained_by_models_that_did_not_see_them(contest):
+    folder, frames, fitted = contest
+    root, classes = folder / "artifacts/py", fitted.classes_.tolist()
+    best = json.loads((root / "run.json").read_text())["best_round"]
+    for name, which, row in (("train", "oof", 7), ("test", "test", 11)):
+        frame = frames[name]
+        told = fitted.explain(frame.iloc[[row]])
+        assert (told.where, told.row_id) == (name, str(row))
+        assert told.label == (str(frame["target"][row]) if name == "train" else None)
+        stored = pl.read_parquet(root / f"predictions/round{best}/lexical_{which}.parquet")
+        opinions = {model: values for model, *values in told.opinions.iter_rows()}
+        assert opinions["lexical"] == list(stored.select(classes).row(row))
+        posterior = pl.read_parquet(root / f"{which}.parquet").select(classes).row(row)
+        assert opinions["posterior"] == list(posterior)
+        assert told.likeliest == classes[int(np.argmax(posterior))]
+        for_it, against = told.strongest(told.likeliest)
+        assert (for_it["adds"] > 0).all()
+        assert (against["adds"] < 0).all()
+        assert f"for {told.likeliest}: " in str(told)
+    new = (
+        frames["test"]
+        .assign(Question="never asked", id=range(500, 500 + len(frames["test"])))
+        .head(3)
+    )
+    told = fitted.explain(new, row=2)
+    assert (told.where, told.label) == ("new", None)
+    expected = fitted.predict_proba(new).to_numpy()[2]
+    np.testing.assert_allclose(
+        told.opinions.filter(model="posterior").drop("model").row(0), expected
+    )
+    hostile = new.assign(Response="<script>alert(1)</script> & more")
+    assert "<script>" not in fitted.explain(hostile)._repr_html_()
+    with pytest.raises(sl.UsageError, match="row must be from 0 to 2, not 3"):
+        fitted.explain(new, row=3)
+
+
 def test_the_readme_shows_what_runs(contest, tmp_path, monkeypatch):
     _, frames, _ = contest
     monkeypatch.chdir(tmp_path)

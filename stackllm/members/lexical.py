@@ -6,6 +6,7 @@ N-grams are hashed, so counting needs no vocabulary and happens once for all row
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ from stackllm.recipes.views import edges, skeleton
 from stackllm.store.records import read_json, write_json
 
 VERSION = 1
+
+_BUCKETS = 2**18
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ def count_ngrams(texts: pl.Series, view: str) -> csr_matrix:
     scipy.sparse.csr_matrix
         float32 ``(n_rows, 2**18)``, a column per hash.
     """
+    matrix: csr_matrix = _vectoriser(view).transform(texts.to_list())
+    matrix.sort_indices()
+    return matrix
+
+
+def _vectoriser(view: str) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     known: dict[str, dict[str, Any]] = {
@@ -76,17 +85,14 @@ def count_ngrams(texts: pl.Series, view: str) -> csr_matrix:
         "skeleton": {"tokenizer": skeleton, "token_pattern": None, "ngram_range": (1, 4)},
         "edges": {"analyzer": edges},
     }
-    vectoriser = HashingVectorizer(
-        n_features=2**18,
+    return HashingVectorizer(
+        n_features=_BUCKETS,
         alternate_sign=False,
         norm=None,
         lowercase=False,
         dtype=np.float32,
         **known[view],
     )
-    matrix: csr_matrix = vectoriser.transform(texts.to_list())
-    matrix.sort_indices()
-    return matrix
 
 
 def fit(inputs: Inputs, targets: Targets, params: LexicalParams, seed: int, folder: Path) -> None:
@@ -117,18 +123,62 @@ def fit(inputs: Inputs, targets: Targets, params: LexicalParams, seed: int, fold
 
 def predict(inputs: Inputs, rows: np.ndarray, folder: Path) -> np.ndarray:
     """Probabilities of ``rows``, float64 ``(len(rows), n_classes)``."""
-    views = read_json(folder / "views.json")
-    pieces = [
-        _tfidf(
-            inputs.counts[view][rows],
-            np.load(folder / f"{view}_kept.npy", allow_pickle=False),
-            np.load(folder / f"{view}_idf.npy", allow_pickle=False),
-        )
-        for view in views
-    ]
+    pieces = [_tfidf(inputs.counts[view][rows], *_learnt(folder, view)) for view in _views(folder)]
     weights = np.load(folder / "weights.npy", allow_pickle=False)
     bias = np.load(folder / "bias.npy", allow_pickle=False)
     return class_probabilities(hstack(pieces, format="csr"), weights, bias)
+
+
+def telltale(text: str, folder: Path) -> pl.DataFrame:
+    """What each n-gram of a text adds to the score of each class.
+
+    Parameters
+    ----------
+    text
+        A response.
+    folder
+        Where :func:`fit` wrote the model.
+
+    Returns
+    -------
+    polars.DataFrame
+        ``view, ngram`` and a float64 column per class, called by its number: what the n-gram adds to the score of
+        the class above the mean over classes. Summed, and with the bias, they are the model's scores above their
+        mean. N-grams that share a bucket of the hash share what it adds.
+    """
+    from sklearn.feature_extraction import FeatureHasher
+
+    weights = np.load(folder / "weights.npy", allow_pickle=False).astype(np.float64)
+    weights -= weights.mean(axis=0)  # (n_classes, n_features), the views side by side
+    hasher = FeatureHasher(_BUCKETS, input_type="string", alternate_sign=False)
+    tables, start = [], 0
+    for view in _views(folder):
+        chosen, idf = _learnt(folder, view)
+        counted = Counter(_vectoriser(view).build_analyzer()(text))
+        row = _tfidf(count_ngrams(pl.Series([text]), view), chosen, idf).toarray()[0]
+        buckets = hasher.transform([[ngram] for ngram in counted]).indices if counted else []
+        place = np.searchsorted(chosen, buckets).clip(max=len(chosen) - 1)
+        counts = np.array([*counted.values()], dtype=np.float64) * (chosen[place] == buckets)
+        shares = counts / np.maximum(np.bincount(place, counts, len(chosen)), 1.0)[place]
+        added = (shares * row[place])[:, None] * weights[:, start + place].T
+        table = pl.DataFrame(added, schema=[str(j) for j in range(len(weights))])
+        named = {"view": [view] * len(counted), "ngram": [*counted]}
+        tables.append(pl.DataFrame(named, schema=dict.fromkeys(named, pl.String)).hstack(table))
+        start += len(chosen)
+    return pl.concat(tables)
+
+
+def _views(folder: Path) -> list[str]:
+    views: list[str] = read_json(folder / "views.json")
+    return views
+
+
+def _learnt(folder: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
+    """Buckets of a view that a model keeps, and their inverse document frequencies."""
+    chosen, idf = (
+        np.load(folder / f"{view}_{name}.npy", allow_pickle=False) for name in ("kept", "idf")
+    )
+    return chosen, idf
 
 
 def _tfidf(counts: csr_matrix, chosen: np.ndarray, idf: np.ndarray) -> csr_matrix:

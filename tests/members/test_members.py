@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
@@ -12,7 +14,7 @@ from stackllm.crossfit.design import CrossFit, Design, join
 from stackllm.crossfit.targets import Targets
 from stackllm.errors import UsageError
 from stackllm.group.plan import Plan
-from stackllm.members import frozen, linear
+from stackllm.members import frozen, lexical, linear
 from stackllm.members.external import ExternalParams, read_external
 from stackllm.members.frozen import FrozenParams
 from stackllm.members.inputs import VIEWS, Inputs, load_inputs, save_inputs
@@ -69,6 +71,24 @@ def test_members_learn_and_repeat_themselves(inputs, member, tmp_path):
     assert log_loss(probabilities, LABELS[test]) < np.log(N_CLASSES)
     assert accuracy(probabilities, LABELS[test]) > 0.5
     assert {path.suffix for path in (tmp_path / "a").iterdir()} <= {".npy", ".json", ".txt"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(text=st.text(alphabet="ab c.,!\n", max_size=30))
+def test_what_ngrams_add_is_the_score(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("telltale")
+    draw = np.random.default_rng(1)
+    texts = ["".join(draw.choice(list("ab c.,!\n"), 20)) for _ in range(12)] + [text]
+    counts = {view: lexical.count_ngrams(pl.Series(texts), view) for view in VIEWS}
+    groups = np.arange(13)
+    inputs = Inputs(groups, np.zeros((13, 0)), np.zeros((13, 0)), (), counts)
+    params = LexicalParams(views=("words", "edges"))
+    lexical.fit(inputs, targets(groups[:12], np.tile([0, 1, 2], 4)), params, 0, folder)
+    added = lexical.telltale(text, folder)
+    bias = np.load(folder / "bias.npy").astype(np.float64)
+    scores = added.drop("view", "ngram").sum().to_numpy().ravel() + bias - bias.mean()
+    logs = np.log(lexical.predict(inputs, groups[12:], folder)[0])
+    np.testing.assert_allclose(scores, logs - logs.mean(), atol=1e-4)
 
 
 @pytest.mark.parametrize("member", DEFAULT_MEMBERS[:4], ids=lambda member: member.name)
