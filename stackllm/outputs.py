@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from stackllm import __version__
 from stackllm.crossfit.design import CrossFit
 from stackllm.crossfit.pseudo import audit
 from stackllm.engine.local import read_timings
-from stackllm.errors import StackllmError
+from stackllm.errors import LockedError, StackllmError, StorageError, first_line
+from stackllm.llm.estimate import count_parameters
 from stackllm.llm.locate import revision_of
 from stackllm.members.registry import Member
 from stackllm.members.stage import gather_full, gather_places, places_of
 from stackllm.metrics import log_loss
 from stackllm.predict import store_model
+from stackllm.report.changes import NO_NUMBER, flat
 from stackllm.report.doctor import versions
 from stackllm.report.leaderboard import leaderboard, member_scores, render, verdicts
-from stackllm.report.logbook import EARLIER, RECORD, STATE
-from stackllm.stack.posteriors import Calibrated, cross_calibrate
+from stackllm.report.logbook import EARLIER, RECORD, STATE, describe, record_run
+from stackllm.stack.posteriors import Calibrated, cross_calibrate, cross_posteriors
 from stackllm.stack.round import Round, final_posteriors, final_rows
 from stackllm.store.atomic import make_folder, write_file, write_text
 from stackllm.store.digest import file_digest
@@ -92,16 +94,21 @@ class Run:
 def recorded(study: Study) -> Iterator[None]:
     """Note beside the outputs whether the run is running, finished or failed; set aside what another run left.
 
+    A failure goes into the logbook too; what finishes does so with its scores, see :func:`hand_out`.
+
     A run of other settings or tables under the same name would replace what this one's predecessor handed
     out: that is moved into ``earlier/`` and said.
     """
-    root = study.workspace.root
-    _set_aside(study)
+    root, made = study.workspace.root, _how_made(study)
+    _set_aside(study, made)
     _note(root, "running")
     try:
         yield
-    except StackllmError as error:
-        _note(root, "failed", str(error))
+    except Exception as error:
+        reason = str(error) if isinstance(error, StackllmError) else first_line(error)
+        with suppress(LockedError, StorageError):  # one error is enough to tell of
+            record_run(root.parent, describe(root.name, made, [], reason))
+        _note(root, "failed", reason)
         raise
     _note(root, "finished")
 
@@ -242,8 +249,33 @@ def _write_record(study: Study, board: pl.DataFrame, more: dict[str, Any]) -> No
     root = study.workspace.root
     scores = board.select([name for name in board.columns if name not in _NOT_STORED])
     write_file(root / "leaderboard.csv", scores.write_csv)
-    content = {**_how_made(study), **more}
+    content = {
+        **_how_made(study),
+        **more,
+        "parameters": {name: count_parameters(name) for name in study.settings.backbones},
+        "seeds": _seed_scores(study),
+    }
     write_text(root / RECORD, json.dumps(content, indent=1, sort_keys=True))
+    record_run(root.parent, describe(root.name, content, board.to_dicts()))
+
+
+def _seed_scores(study: Study) -> dict[str, dict[str, dict[str, float]]]:
+    """Of members with several seeds, each seed's log loss out of fold in round 0, raw and posterior, by member."""
+    design, quota = study.design, study.settings.data.quota
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for member in study.settings.members:
+        seeds = member.traits.seeds or ()
+        places = places_of(member, design.first_fits(), design)
+        for seed in seeds if len(seeds) > 1 else ():
+            single = [place for place in places if place.seed == seed]
+            of_seed = cross_posteriors(
+                gather_places(single, design, study.workspace.root), design, quota
+            )
+            scores.setdefault(member.name, {})[str(seed)] = {
+                "raw": log_loss(of_seed.rows.oof, design.labels),
+                "posterior": log_loss(of_seed.oof, design.labels),
+            }
+    return scores
 
 
 def _members_record(posteriors: Mapping[str, Calibrated], study: Study) -> dict[str, Any]:
@@ -286,12 +318,12 @@ def _how_made(study: Study) -> dict[str, Any]:
     }
 
 
-def _set_aside(study: Study) -> None:
+def _set_aside(study: Study, made: dict[str, Any]) -> None:
     """Move what a run of other settings or tables handed out under this name into ``earlier/``."""
     root = study.workspace.root
     try:
         stored = read_json(root / RECORD)
-        differences = _differences(stored, _how_made(study))
+        differences = _differences(stored, made)
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -329,25 +361,27 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def _same(was: Any, will: Any) -> bool:
     """Are two settings one? Earlier versions wrote ``"auto"``, and LLMs of the hub without their commit."""
     if isinstance(was, dict) and isinstance(will, dict):
-        return all(_same(was[name], will[name]) for name in was.keys() & will.keys())
+        names = (was.keys() & will.keys()) - {"report_to"}  # who watches a training
+        return all(_same(was[name], will[name]) for name in names)
     if isinstance(was, list) and isinstance(will, list):
         return len(was) == len(will) and all(map(_same, was, will))
     return bool(was in (will, "auto")) or str(will).startswith((f"{was}@", f"{was}-"))
 
 
-_NO_DIFFERENCE = {"data.train", "data.test", "data.sample", "data.csv_safe", "pseudo.rounds"}
-"""Where the tables stand, how the submission is written, and how far a run goes: its models stay the same."""
+_NO_DIFFERENCE = {*NO_NUMBER, "pseudo.rounds"}
+"""How far a run goes, too: its models stay the same."""
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, values in settings.items():
-        if section in ("server", "notes"):
-            continue
-        inner = values if isinstance(values, dict) else {"": values}
-        flat |= {f"{section}.{name}".rstrip("."): value for name, value in inner.items()}
-        flat[f"{section} left out"] = values is None
-    return {name: value for name, value in flat.items() if name not in _NO_DIFFERENCE}
+    parts = {
+        name: it for name, it in settings.items() if name not in ("server", "tracking", "notes")
+    }
+    left_out = {f"{name} left out": it is None for name, it in parts.items()}
+    return {
+        name: value
+        for name, value in {**flat(parts), **left_out}.items()
+        if name not in _NO_DIFFERENCE
+    }
 
 
 def _note(root: Path, state: str, error: str = "") -> None:

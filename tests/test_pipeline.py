@@ -15,7 +15,7 @@ from stackllm.members.boosting import BoostingParams
 from stackllm.members.lexical import LexicalParams
 from stackllm.members.registry import Member
 from stackllm.metrics import bootstrap_error, row_losses
-from stackllm.report.logbook import read_runs
+from stackllm.report.logbook import read_logbook
 from stackllm.settings import RunParams, Settings
 from stackllm.stack.posteriors import cross_posteriors
 from stackllm.tables.contest import TableParams
@@ -49,7 +49,9 @@ def test_stage_one_leaves_its_scores(contest):
     assert told.submission is None
     root = contest / "artifacts" / "features"
     assert pl.read_csv(root / "leaderboard.csv")["model"].to_list() == ["lexical"]
-    (entry,) = [run for run in read_runs(contest / "artifacts") if run["name"] == "features"]
+    (entry,) = [
+        run for run in read_logbook(contest / "artifacts").runs if run["name"] == "features"
+    ]
     assert entry["state"] == "finished"
     assert entry["oof"] == [pytest.approx(told.board["posterior"][0])]
 
@@ -75,9 +77,8 @@ def test_another_seed_under_the_same_name_sets_aside_what_was_there(contest, cap
     (root / "run.json").write_text(json.dumps(record))
     play(contest, settings_for(contest, run=RunParams(folds=2, seed=1)), name="twice")
     assert "made before with encoder left out = False" in capsys.readouterr().err
-    runs = {run["name"]: run for run in read_runs(contest / "artifacts")}
-    assert runs["twice/earlier/001"]["seed"] == 0
-    assert runs["twice"]["seed"] == 1
+    lines = [run for run in read_logbook(contest / "artifacts").runs if run["name"] == "twice"]
+    assert [run["seed"] for run in lines] == [1, 0]
 
 
 def test_a_run_that_fails_says_so_in_the_logbook(contest, monkeypatch):
@@ -87,7 +88,7 @@ def test_a_run_that_fails_says_so_in_the_logbook(contest, monkeypatch):
     monkeypatch.setattr(pipeline, "hand_out", broken)
     with pytest.raises(DataError, match="cheese"):
         play(contest, settings_for(contest), name="failing")
-    (entry,) = [run for run in read_runs(contest / "artifacts") if run["name"] == "failing"]
+    (entry,) = [run for run in read_logbook(contest / "artifacts").runs if run["name"] == "failing"]
     assert entry["state"] == "failed"
     assert "cheese" in entry["error"]
 
@@ -96,7 +97,7 @@ def test_a_run_that_was_killed_is_interrupted(contest):
     root = contest / "artifacts" / "killed"
     root.mkdir(parents=True)
     (root / "state.json").write_text('{"state": "running"}')
-    (entry,) = [run for run in read_runs(contest / "artifacts") if run["name"] == "killed"]
+    (entry,) = [run for run in read_logbook(contest / "artifacts").runs if run["name"] == "killed"]
     assert entry["state"] == "interrupted"
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from benchmarks.campaign.commands import forked, python, stackllm
 
-NOT_RESULTS = {"timings.jsonl", "libraries.log", ".lock", ".lock.json"}
+NOT_RESULTS = {
+    "timings.jsonl", "libraries.log", ".lock", ".lock.json", "logbook.jsonl", ".logbook.lock",
+}  # fmt: skip
 SETTINGS = """
 [run]
 folds = 2

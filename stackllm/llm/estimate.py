@@ -6,11 +6,13 @@ libraries' workspaces and torch's fragments take beside that is left to :data:`R
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stackllm.llm.backbone import CAUSAL, load_skeleton
+from stackllm.errors import StackllmError
+from stackllm.llm.backbone import CAUSAL, CLASSIFIER, load_skeleton
 from stackllm.llm.layers import layers_of
 from stackllm.llm.machine import Gpu, compute_dtype, packing
 from stackllm.llm.vocabulary import SCORES_BYTES
@@ -212,6 +214,17 @@ def sizes_of(name: str, kind: str = CAUSAL) -> Sizes:
         If its configuration cannot be read, or is of no such model.
     """
     return sizes_of_skeleton(load_skeleton(name, kind))
+
+
+@functools.cache
+def count_parameters(name: str) -> int | None:
+    """Weights of a backbone, its head included; None where its configuration can't be read."""
+    for kind in (CAUSAL, CLASSIFIER):
+        try:
+            return sizes_of(name, kind).parameters
+        except StackllmError:
+            continue
+    return None
 
 
 def sizes_of_skeleton(model: PreTrainedModel) -> Sizes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from stackllm.llm.prompts import PromptParams
 from stackllm.members.decoder import DecoderParams
 from stackllm.metrics import shown_with_error
+from stackllm.report.changes import as_stored, changes
 
 _UNTOLD = {"backbone", "report_to", "attention", "devices"}
 """Settings that are told elsewhere in the card, or are about a machine."""
@@ -123,21 +123,11 @@ def card(record: Mapping[str, Any], name: str, n_groups: int, members: Sequence[
 
 def changed_settings(params: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a fine-tuned member that differ from the defaults, inner ones as ``training.epochs``."""
-    # as run.json has them: lists for tuples
-    defaults = _flat(json.loads(json.dumps(dataclasses.asdict(DecoderParams()))))
     return {
         name: value
-        for name, value in _flat(params).items()
-        if name.rpartition(".")[2] not in _UNTOLD and defaults.get(name) != value
+        for name, value in changes(params, as_stored(DecoderParams())).items()
+        if name.rpartition(".")[2] not in _UNTOLD
     }
-
-
-def _flat(params: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flat(value, f"{above}{name}.") if inner else {f"{above}{name}": value}
-    return flat
 
 
 def _head(members: Sequence[MemberCard]) -> str:

@@ -74,17 +74,17 @@ def is_locked(root: Path) -> bool:
     return False
 
 
-def acquire(path: Path) -> BaseFileLock:
-    """The system's lock, or filelock's ``Timeout`` at once; on a disk that knows none, a file that stands for one."""
+def acquire(path: Path, seconds: float = 0.0) -> BaseFileLock:
+    """The system's lock, or filelock's ``Timeout`` after so many seconds; on a disk that knows none, a file that stands for one."""
     lock: BaseFileLock = FileLock(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # filelock's own, where flock is unknown
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=seconds)
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in {*UNSUPPORTED, errno.ENOLCK}:
             raise
         lock = SoftFileLock(path.with_suffix(".soft"))
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     return lock
 
 
