@@ -18,7 +18,7 @@ from stackllm.rating.body import Completion, read_body
 from stackllm.rating.body import ErrorReply as ErrorReply
 from stackllm.rating.names import same_model
 from stackllm.rating.question import Asked, AskedRecipe
-from stackllm.rating.rubric import Part, reply_tokens, split
+from stackllm.rating.rubric import Part, split
 from stackllm.rating.spelling import Tokens, cut_tokens, squeeze
 from stackllm.rating.thought import strip
 from stackllm.rating.tokens import (
@@ -192,8 +192,6 @@ def judge_all(
     """What a reply is worth as an answer to each question of a recipe; see :func:`judge`."""
     if isinstance(recipe, Asked):
         return (judge(reply, recipe, model, any_model)._replace(said=reply.text),)
-    if len(reply.text) >= _text_room(reply_tokens(recipe)):
-        reply = replace(reply, finish="length")  # we did cut it off
     split_up = split(reply.text, reply.tokens, recipe.names)
     return tuple(
         _judge_parts(reply, parts, asked, model, any_model)

@@ -81,12 +81,13 @@ def said(text, recipe=PAIR, finish="stop"):
         ('{"clarity": 4, "clarity": 5, "tone": "formal"}', ["answered twice", "formal"]),
         ('{"clarity": 4}\nclarity: 4', ["answered twice", "left out"]),
         ("clarity: 11\ntone: rude", ["out of scale", "unknown answer"]),
-        ("clarity: 4/10\ntone: casual or formal", ["unknown answer", "unknown answer"]),
+        ("clarity: 4/5\ntone: casual or formal", ["unknown answer", "unknown answer"]),
+        ("clarity: 4/10\ntone: (casual)", ["4", "casual"]),  # as for a question of its own
         ("clarity: 4, tone: casual", ["unknown answer", "left out"]),
         ("the clarity: 4\ntones: casual", ["left out", "left out"]),
         ("> clarity: 4\n4\ncasual", ["left out", "left out"]),  # a quotation is another's
         ('{"ratings": {"clarity": 4, "tone": "casual"}}', ["left out", "left out"]),
-        ('{"clarity": null, "tone": ["casual"]}', ["unknown answer", "unknown answer"]),
+        ('{"clarity": null, "tone": true}', ["unknown answer", "unknown answer"]),
         ('{"clarity": 4.0, "tone": {"casual": 1}}', ["out of scale", "unknown answer"]),
         ("I'd say 4 and casual.", ["left out", "left out"]),
         ("", ["empty", "empty"]),
@@ -112,14 +113,14 @@ def test_a_reply_that_was_cut_off(text, expected):
     assert said(text, finish="length") == expected
 
 
-def test_what_we_cut_off_ourselves_is_cut_off():
-    room = len(reply_of("x" * 10_000).text)
-    text = (
-        "clarity: 3\n"
-        + "x" * (room - len("clarity: 3\n\ntone_of_voice: 1"))
-        + "\ntone_of_voice: 10"
-    )
-    assert said(text, MANY)[:3] == ["3", "cut off", "cut off"]
+def test_of_a_reply_without_end_the_beginning_and_the_end_are_read():
+    long = "x" * 10_000
+    assert said(f"clarity: 3\n{long}\ntone_of_voice: 10", MANY)[:3] == ["3", "left out", "10"]
+    kept = reply_of(long).text.index(" […] ")
+    head, line = "clarity: 3\n", "\ntone: casual"  # which ends where the middle was taken out
+    halved = head + "x" * (kept - len(head + line)) + line + long
+    assert "tone: casual […] x" in reply_of(halved).text
+    assert said(halved, MANY)[:2] == ["3", "unknown answer"]
 
 
 names = st.sampled_from(MANY.names)
@@ -201,8 +202,8 @@ def test_nothing_that_was_not_said_becomes_an_answer(text):
     ):
         if it.status == "ok":
             answer = re.escape(asked.answers[int(it.probabilities.argmax())])
-            line = rf"""(?<!\w){name}["'`*_ ]*\s*[:：]["'`*\s]*{answer}(?!\w)"""
-            assert len(re.findall(line, text.casefold())) == 1
+            line = rf"""(?<!\w){name}["'`*_ ]*\s*[:：]\s*(?:.*\W)?{answer}(?!\w)"""
+            assert re.search(line, text.casefold())
 
 
 TOKENS = [
@@ -213,8 +214,8 @@ TOKENS = [
     ("\nto", {"\nto": 0.7, "0": 0.2, "0\n": 0.1}),
     ("ne", {"ne": 1.0}),
     (": cas", {": cas": 0.5, ": formal": 0.25, ":very": 0.125, "=formal": 0.125}),
-    ("ual<", {"ual<": 1.0}),
-    ("|end|>", {"|end|>": 1.0}),
+    ("ual", {"ual": 1.0}),
+    ("<|end|>", {"<|end|>": 1.0}),
 ]
 """Spells "clarity: 1", a line break and "tone: casual"."""
 CLARITY = np.zeros(10)
@@ -326,9 +327,7 @@ def test_a_reply_with_one_valid_answer_is_valid(tmp_path):
         assert tone.failures == {}
     with (
         chat_server(lambda handler, *_: handler.send(completion("It is fine."))) as server,
-        pytest.raises(
-            ServerError, match=r"20 replies in a row were not valid \(the last one: left out\)"
-        ),
+        pytest.raises(ServerError, match=r"20 replies in a row were not valid \(.*left out\)"),
     ):
         ask(server, responses, tmp_path / "none")
 
@@ -338,7 +337,7 @@ def test_a_long_reply_is_read_to_its_end(tmp_path):
     rubric = make_rubric(**{f"question_{i}_with_a_long_name": labels for i in range(20)})
     text = "\n".join(f"- **{name}**: {labels[i % 3]}" for i, name in enumerate(rubric.names))
     pieces = re.findall(r"\s?\w+|\W", text)
-    tokens = [(piece, {piece: 1.0}) for piece in pieces]
+    tokens = [(piece, {piece: 0.99, "?": 0.01}) for piece in pieces]
     with chat_server(lambda handler, *_: handler.send(completion(text, tokens))) as server:
         answered = ask(server, ["a"], tmp_path, rubric)
         assert server.bodies[0]["max_tokens"] > len(pieces)
