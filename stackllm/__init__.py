@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "Encoder",
     "GroupPosterior",
+    "GroupStack",
     "LockedError",
     "MissingInputError",
     "ServerError",
@@ -49,10 +50,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold _HOME to it
     from stackllm.group.optimise import optimise
     from stackllm.group.posterior import posterior
     from stackllm.llm.estimator import Encoder
+    from stackllm.stack.estimator import GroupStack
 else:  # at run time each name is loaded when it is first asked for: importing stackllm costs nothing
     _HOME = {
         "Encoder": "stackllm.llm.estimator",
         "GroupPosterior": "stackllm.group.estimator",
+        "GroupStack": "stackllm.stack.estimator",
         "StackLLM": "stackllm.estimator",
         "assign": "stackllm.group.assignment",
         "group_folds": "stackllm.crossfit.folds",
