@@ -23,6 +23,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "assign",
+    "compare",
     "group_folds",
     "metrics",
     "optimise",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold _HOME to it
     from stackllm.group.optimise import optimise
     from stackllm.group.posterior import posterior
     from stackllm.llm.estimator import Encoder
+    from stackllm.report.compare import compare
     from stackllm.stack.estimator import GroupStack
 else:  # at run time each name is loaded when it is first asked for: importing stackllm costs nothing
     _HOME = {
@@ -58,6 +60,7 @@ else:  # at run time each name is loaded when it is first asked for: importing s
         "GroupStack": "stackllm.stack.estimator",
         "StackLLM": "stackllm.estimator",
         "assign": "stackllm.group.assignment",
+        "compare": "stackllm.report.compare",
         "group_folds": "stackllm.crossfit.folds",
         "open": "stackllm.estimator",
         "optimise": "stackllm.group.optimise",

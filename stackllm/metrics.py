@@ -202,6 +202,59 @@ def bootstrap_error(
     DataError
         If the two lengths differ or are zero, values are no numbers, or groups are no ids.
     """
+    means = _group_draws(values, groups, seed, n_boot)
+    return float("nan") if means is None else float(np.std(means, ddof=1))
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    groups: ArrayLike,
+    seed: int = 0,
+    n_boot: int = 10_000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Confidence interval of the mean of a per-row value, by resampling whole groups.
+
+    Its ends are percentiles of the drawn means, which know how skewed the groups are, but no nearer
+    to the mean than those of Student's interval, which knows how few they are: percentiles alone
+    are a third too narrow on 5 groups.
+
+    Parameters
+    ----------
+    values, groups, seed
+        As for :func:`bootstrap_error`.
+    n_boot
+        How many times all groups are drawn with replacement; quantiles need more draws than a
+        standard deviation does.
+    level
+        Share of intervals that should hold the true mean, between 0 and 1.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper end; both NaN with fewer than two groups.
+
+    Raises
+    ------
+    DataError
+        If the two lengths differ or are zero, values are no numbers, or groups are no ids.
+    """
+    from scipy.special import stdtrit  # not scipy.stats, which takes a second to import
+
+    means = _group_draws(values, groups, seed, n_boot)
+    if means is None:
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    n_groups = len(group_codes(groups)[1])
+    error = np.std(means, ddof=1) * np.sqrt(n_groups / (n_groups - 1))
+    reach = -stdtrit(n_groups - 1, tail) * error
+    middle = float(np.mean(as_numbers(values, "values")))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return min(float(low), middle - reach), max(float(high), middle + reach)
+
+
+def _group_draws(values: ArrayLike, groups: ArrayLike, seed: int, n_boot: int) -> Floats | None:
+    """Means of a per-row value over groups drawn with replacement, ``(n_boot,)``; None of one group."""
     value, names = as_numbers(values, "values"), as_array(groups, "groups")
     if value.shape != names.shape or value.ndim != 1 or not len(value):
         raise DataError(
@@ -212,14 +265,14 @@ def bootstrap_error(
     sums, sizes = np.bincount(index, weights=value), np.bincount(index)
     n_groups = len(sums)
     if n_groups < 2:
-        return float("nan")
+        return None
     rng = np.random.default_rng(seed)
     step = max(1, 2_000_000 // n_groups)  # keeps a million groups within some 50 MB
     means = []
     for start in range(0, n_boot, step):
         draw = rng.integers(0, n_groups, size=(min(step, n_boot - start), n_groups))
         means.append(sums[draw].sum(axis=1) / sizes[draw].sum(axis=1))
-    return float(np.std(np.concatenate(means), ddof=1))
+    return np.concatenate(means)
 
 
 def mean_with_error(

@@ -27,9 +27,10 @@ from stackllm.metrics import log_loss
 from stackllm.predict import store_model
 from stackllm.report.changes import NO_NUMBER, flat
 from stackllm.report.doctor import versions
-from stackllm.report.leaderboard import leaderboard, member_scores, render, verdicts
+from stackllm.report.leaderboard import best_round, leaderboard, member_scores, render, verdicts
 from stackllm.report.logbook import EARLIER, RECORD, STATE, describe, record_run
-from stackllm.stack.posteriors import Calibrated, cross_calibrate, cross_posteriors
+from stackllm.report.stored import POSTERIORS, PREDICTIONS, ROWS
+from stackllm.stack.posteriors import Calibrated, cross_posteriors
 from stackllm.stack.round import Round, final_posteriors, final_rows
 from stackllm.store.atomic import make_folder, write_file, write_text
 from stackllm.store.digest import file_digest
@@ -40,7 +41,7 @@ from stackllm.tables.spreadsheet import spreadsheet_safe
 
 _HANDED_OUT = (
     RECORD, "leaderboard.csv", "oof.parquet", "test.parquet", "pseudo_labels.parquet", "submission*.csv",
-    "predictions",
+    PREDICTIONS,
 )  # fmt: skip
 _NOT_STORED = {"seconds", "test_one_fold", "test_raw", "test_posterior", "test_se"}
 """Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""
@@ -129,7 +130,8 @@ def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequenc
     -----
     ``oof.parquet`` and ``test.parquet`` hold the final posteriors of the best round,
     ``predictions/`` the calibrated row probabilities of every model and round, and of single seeds
-    and refitted models where members have them, ``pseudo_labels.parquet`` the audit table,
+    and refitted models where members have them, their posteriors, and the group, fold and label of
+    each row, ``pseudo_labels.parquet`` the audit table,
     ``submission_raw.csv`` round 0 before stage three, ``leaderboard.csv`` the scores, ``run.json``
     how it was made.
     """
@@ -138,6 +140,7 @@ def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequenc
     if not rounds:
         board = member_scores(0, posteriors, study.design, timings, study.truth)
         _write_rows(study, 0, posteriors)
+        _write_key(study)
         _write_record(study, board, _members_record(posteriors, study))
         return Run(root, board)
     board = leaderboard(rounds, study.design, timings, study.truth)
@@ -166,7 +169,8 @@ def _write_predictions(
             _write(root / "test.parquet", table.test, table, final)
             write_submission(root / "submission.csv", study, final)
     for member in study.settings.members:
-        _write_parts(study, member, full, root / "predictions" / "round0")
+        _write_parts(study, member, full, root / PREDICTIONS / "round0")
+    _write_key(study)
     _write(root / "oof.parquet", table.train, table, best.final.oof)
     if len(rounds) > 1:
         labels = pl.concat(
@@ -175,11 +179,6 @@ def _write_predictions(
             for fit in played.fits
         )
         write_file(root / "pseudo_labels.parquet", labels.write_parquet)
-
-
-def best_round(rounds: Sequence[Round]) -> Round:
-    """The round whose final posteriors have the least out-of-fold log loss; the first of equals."""
-    return min(rounds, key=lambda played: played.loss)
 
 
 def store_best(study: Study, rounds: Sequence[Round]) -> None:
@@ -199,10 +198,33 @@ def full_predictions(study: Study) -> dict[str, np.ndarray]:
 
 def _write_rows(study: Study, number: int, posteriors: Mapping[str, Calibrated]) -> None:
     table = study.table
-    folder = study.workspace.root / "predictions" / f"round{number}"
+    folder = study.workspace.root / PREDICTIONS / f"round{number}"
     for name, calibrated in posteriors.items():
-        _write(folder / f"{name}_oof.parquet", table.train, table, calibrated.rows.oof)
-        _write(folder / f"{name}_test.parquet", table.test, table, calibrated.rows.test_mean())
+        _write_model(folder, name, table, calibrated)
+
+
+def _write_model(folder: Path, name: str, table: Table, calibrated: Calibrated) -> None:
+    """Publish a model's calibrated row probabilities, and below ``posteriors/`` what stage three makes of them."""
+    for place, predicted in _views(folder, calibrated):
+        _write(place / f"{name}_oof.parquet", table.train, table, predicted.oof)
+        _write(place / f"{name}_test.parquet", table.test, table, predicted.test_mean())
+
+
+def _views(folder: Path, calibrated: Calibrated) -> list[tuple[Path, CrossFit]]:
+    return [(folder, calibrated.rows), (folder / POSTERIORS, calibrated.predictions)]
+
+
+def _write_key(study: Study) -> None:
+    """Publish what the predictions are judged by: group, label and fold of each row, and no labels of test rows."""
+    table, design = study.table, study.design
+    labels = pl.Series("label", table.classes, dtype=pl.String).gather(table.train["label"])
+    folder = study.workspace.root / PREDICTIONS
+    train = table.train.select("row_id", "group_id").with_columns(
+        labels, pl.Series("fold", design.folds)
+    )
+    test = table.test.select("row_id", "group_id").with_columns(pl.Series("part", design.parts))
+    write_file(folder / ROWS.format("oof"), train.write_parquet)
+    write_file(folder / ROWS.format("test"), test.write_parquet)
 
 
 def _write_parts(
@@ -218,15 +240,16 @@ def _write_parts(
     seeds = member.traits.seeds or ()
     for seed in seeds if len(seeds) > 1 else ():
         single = [place for place in models if place.seed == seed]
-        rows = cross_calibrate(gather_places(single, design, root), design)
-        name = f"{member.name}_seed{seed}"
-        _write(folder / f"{name}_oof.parquet", table.train, table, rows.oof)
-        _write(folder / f"{name}_test.parquet", table.test, table, rows.test_mean())
+        predictions = gather_places(single, design, root)
+        calibrated = cross_posteriors(predictions, design, study.settings.data.quota)
+        _write_model(folder, f"{member.name}_seed{seed}", table, calibrated)
     if member.name in full:
         whole = gather_places(models, design, root)
         test = np.broadcast_to(full[member.name], whole.test.shape)
-        rows = cross_calibrate(CrossFit(whole.oof, test), design)
-        _write(folder / f"{member.name}_full_test.parquet", table.test, table, rows.test_mean())
+        calibrated = cross_posteriors(CrossFit(whole.oof, test), design, study.settings.data.quota)
+        for place, predicted in _views(folder, calibrated):
+            path = place / f"{member.name}_full_test.parquet"
+            _write(path, table.test, table, predicted.test_mean())
 
 
 def write_submission(path: Path, study: Study, probabilities: np.ndarray) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "All four steps.",
     "predict": "Apply a run's stored models to new groups.",
     "export": "Export fine-tuned models for peft and the model hub.",
+    "compare": "Compare two runs, models or files of predictions.",
     "runs": "List all runs with their scores.",
     "clean": "Remove runs or parts of the cache.",
     "doctor": "Check what this machine has and what would be used.",

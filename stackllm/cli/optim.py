@@ -95,7 +95,7 @@ def optim(
     options["temperature"] = _temperature(options["temperature"], options["fit"])
     names = ("id", "group", "target", "labels", "same_question")
     columns = Columns(**{name: options.pop(name) for name in names})
-    project = _project()
+    project = given_project()
     beside = submission.parent / f"{submission.stem}.optim{submission.suffix or '.csv'}"
     reads = [submission, *(options[name] for name in ("groups", "truth", "fit", "fit_truth"))]
     reads += [
@@ -114,7 +114,7 @@ def optim(
     click.echo(_printable(told, sys.stderr if on_stderr else sys.stdout), err=on_stderr)
 
 
-def _project() -> dict[str, Any]:
+def given_project() -> dict[str, Any]:
     """What ``[data]`` of ``./stackllm.toml`` says; empty if there is none."""
     if not os.path.lexists("stackllm.toml"):  # the reader of settings takes a second to import
         return {}

@@ -57,19 +57,41 @@ def cross_posteriors(
         on the other folds.
     """
     matrix, plan = checked(predictions.oof, design.train_groups, quota)
-    oof = np.empty_like(predictions.oof)
-    temperatures = np.full(design.n_folds, temperature or 1.0)
-    for fold in range(design.n_folds):
-        rest, inside = design.folds != fold, design.folds == fold
-        if temperature is None:
-            temperatures[fold] = temperature_of(matrix[rest], plan.part(rest), design.labels[rest])
-        calibration = Calibration(float(temperatures[fold]))
-        oof[inside] = posterior_of(matrix[inside], plan.part(inside), calibration)
+    oof, temperatures = nested_posterior(matrix, plan, design.labels, design.folds, temperature)
     test = fold_posteriors(predictions.test, design.test_groups, quota, temperatures)
     # rows that are calibrated to their posteriors stay as they are: another temperature on them alone
     # would show a gain of the group even where no group has a second row
     rows = cross_calibrate(predictions, design) if temperature is None else predictions
     return Calibrated(rows, CrossFit(oof, test), temperatures)
+
+
+def nested_posterior(
+    matrix: np.ndarray,
+    plan: Plan,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    temperature: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Group posteriors of labelled rows, ``(n_rows, n_classes)``, and the temperature of each fold.
+
+    Parameters
+    ----------
+    matrix, plan
+        From :func:`~stackllm.group.plan.checked`.
+    labels, folds
+        Class index and fold of each row, ``(n_rows,)``.
+    temperature
+        Of every fold. None: the one that suits the other folds.
+    """
+    oof = np.empty_like(matrix)
+    temperatures = np.full(int(folds.max()) + 1, temperature or 1.0)
+    for fold in range(len(temperatures)):
+        rest, inside = folds != fold, folds == fold
+        if temperature is None:
+            temperatures[fold] = temperature_of(matrix[rest], plan.part(rest), labels[rest])
+        calibration = Calibration(float(temperatures[fold]))
+        oof[inside] = posterior_of(matrix[inside], plan.part(inside), calibration)
+    return oof, temperatures
 
 
 def cross_calibrate(predictions: CrossFit, design: Design) -> CrossFit:

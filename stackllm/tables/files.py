@@ -267,6 +267,28 @@ def _parquet(path: Path, content: bytes, numbers: Callable[[list[str]], list[str
     if not frame.height:
         raise DataError(f"{path}: the table has no rows. Write the rows, too.")
     _check_names(path, frame.columns)
+    return as_read(path, frame, numbers)
+
+
+def as_read(
+    path: Path, frame: pl.DataFrame, numbers: Callable[[list[str]], list[str]] = lambda header: []
+) -> pl.DataFrame:
+    """A table as :func:`read_frame` would give it: columns of numbers as Float64, all others as text.
+
+    Parameters
+    ----------
+    path
+        What it is called in messages.
+    frame
+        The table.
+    numbers
+        As in :func:`read_frame`.
+
+    Raises
+    ------
+    DataError
+        If a column of numbers or text can't be made one.
+    """
     wanted = numbers(frame.columns)
     try:
         return frame.select(

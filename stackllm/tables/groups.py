@@ -210,6 +210,8 @@ def groups_joined(
     id_name: str | None,
     same: SameQuestion = "normalised",
     read: Read = read_frame,
+    *,
+    surplus: bool = False,
 ) -> Groups:
     """Groups from another table, matched by the id.
 
@@ -227,6 +229,8 @@ def groups_joined(
         When two texts are one question.
     read
         Reads the table.
+    surplus
+        May it hold other rows too?
 
     Raises
     ------
@@ -241,7 +245,7 @@ def groups_joined(
         name = find_column(path, frame.columns, column or "group", "groups")
     source = f'column "{name}" of {path}'
     check_filled(path, frame, name)
-    positions, by_number = find_rows(rows, path, frame, id_name, beside=[name])
+    positions, by_number = find_rows(rows, path, frame, id_name, beside=[name], surplus=surplus)
     if by_number:
         source += ", matched by row number"
     return _groups(frame[name][positions], source, same)

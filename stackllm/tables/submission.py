@@ -20,6 +20,10 @@ SUM_TOLERANCE = 1e-3
 """Rows that sum to 1 within this were rounded; further off, something else happened."""
 
 
+ReadNumbers = Callable[[Path, Callable[[list[str]], list[str]]], pl.DataFrame]
+"""Reads a table of which some columns are numbers, as :func:`~stackllm.tables.files.read_frame` does."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """A checked file of probabilities.
@@ -58,9 +62,11 @@ def read_submission(
     id_name: str | None = None,
     id_names: Sequence[str] = ID_NAMES,
     group: Callable[[Sequence[str]], str | None] = lambda header: None,
+    beside: Sequence[str] = (),
     classes: Sequence[str] | None = None,
     renormalise: bool = False,
     advice: str = "Scale each row to sum to 1.",
+    read: ReadNumbers = read_frame,
 ) -> Submission:
     """Read and check a CSV or Parquet file with an id column and a column per class.
 
@@ -75,12 +81,16 @@ def read_submission(
         Usual names of an id column.
     group
         Finds in a header the column of groups, which is no class.
+    beside
+        Names of other columns that are no classes.
     classes
         The class columns, in the order wanted. None: every column that is nothing else.
     renormalise
         Take rows whatever they sum to.
     advice
         What to do about rows that do not sum to 1, in the caller's words.
+    read
+        Reads the table.
 
     Returns
     -------
@@ -100,13 +110,13 @@ def read_submission(
     def numbers(header: list[str]) -> list[str]:
         if classes is not None:
             return match_classes(path, header, classes)
-        aside = {_id_of(path, header, id_name, id_names), group(header)}
+        aside = {_id_of(path, header, id_name, id_names), group(header), *beside}
         names = [name for name in header if name not in aside]
         for name in filter(written_by_pandas, names):
             _refuse_index(path, name)
         return names
 
-    frame = read_frame(path, numbers)
+    frame = read(path, numbers)
     id_column = _id_of(path, frame.columns, id_name, id_names)
     names = numbers(frame.columns)
     if len(names) < 2:

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from conftest import write_table
 from helpers import digests, stackllm
+
+from stackllm.cli import cli
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +62,44 @@ def test_what_a_run_hands_out(played):
     assert record["n_train"] == 120
     assert set(record["inputs"]) == {"train.csv", "test.csv"}
     assert record["best_round"] == result["best_round"]
+
+
+def test_two_seeds_are_noise_and_stage_three_is_not(played, monkeypatch):
+    folder, result = played
+    done = stackllm("stack", *PLAIN, "--seed", "1", "--name", "other", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)
+
+    def told(*arguments):
+        shown = CliRunner().invoke(cli, ["compare", *map(str, arguments), "--json"])
+        assert shown.exit_code == 0, shown.output
+        return json.loads(shown.stdout)
+
+    seeds = told("run", "other")
+    assert seeds["verdict"] == "noise"
+    assert "their folds differ" in seeds["notes"][0]
+    assert seeds["scores"][0]["a"] == pytest.approx(result["oof_log_loss"])
+    other = json.loads(done.stdout)
+    assert seeds["scores"][0]["b"] == pytest.approx(other["oof_log_loss"])
+    assert told("run/lexical:raw", "run/lexical")["verdict"] == "b is better"
+    best = result["best_round"]
+    for row in result["leaderboard"]:
+        model = f"run/round{row['round']}/{row['model']}"
+        if (row["round"], row["model"]) == (best, "blend"):
+            assert (row["behind"], row["behind_se"]) == (0, 0)
+        elif row["model"] in ("lexical", "stack"):
+            score = told("run", model)["scores"][0]
+            assert score["difference"] == pytest.approx(row["behind"], abs=1e-12)
+            assert score["error"] == pytest.approx(row["behind_se"], rel=1e-9)
+            assert score["b"] == pytest.approx(row["posterior"])
+            unseen = told("run", model, "--truth", "solution.csv")["scores"][0]
+            assert unseen["b"] == pytest.approx(row["test_posterior"], abs=0.02)
+    stored = pl.read_csv(folder / "artifacts/run/leaderboard.csv")
+    assert stored["behind"].to_list() == [row["behind"] for row in result["leaderboard"]]
+    file = told("artifacts/run/submission.csv", "run", "--truth", "solution.csv")
+    assert file["verdict"] == "same"
+    refused = CliRunner().invoke(cli, ["compare", "artifacts/run/submission.csv", "run"])
+    assert "holds the test rows of run. Give their labels" in str(refused.exception)
 
 
 def test_the_audit_table_holds_every_pseudo_label(played):
