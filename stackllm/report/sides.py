@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from stackllm.crossfit.folds import assign_folds
+from stackllm.crossfit.folds import group_folds
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
 from stackllm.group.plan import Plan, Quota, checked
 from stackllm.optim.files import Files
@@ -22,6 +22,7 @@ from stackllm.report.stored import StoredModel, Which, find_model, run_names
 from stackllm.stack.posteriors import nested_posterior
 from stackllm.tables.columns import find_column
 from stackllm.tables.files import as_read, read_frame
+from stackllm.tables.frames import from_native
 from stackllm.tables.groups import Groups, group_column
 from stackllm.tables.ids import Rows, first_few
 from stackllm.tables.labels import LABEL_NAMES, read_labels
@@ -333,8 +334,7 @@ class _Reader:
 
     def _remember(self, frame: Any, name: str) -> Path:
         """A name under which a frame in memory is read as a file would be."""
-        if not isinstance(frame, pl.DataFrame):
-            frame = pl.DataFrame({str(it): frame[it].to_list() for it in frame.columns})
+        frame = from_native(frame, name)
         if not frame.height:
             raise DataError(f"{name}: the table has no rows.")
         self._frames[Path(name)] = frame
@@ -479,7 +479,7 @@ def _with_posteriors(
         return None
     folds = one.folds if one.folds is not None else other.folds
     if folds is None:
-        folds = assign_folds(groups.codes, min(_N_FOLDS, len(groups.names)), 0)
+        folds = group_folds(groups.codes, min(_N_FOLDS, len(groups.names)), 0)
     made = []
     for side in (one, other):
         if side.posterior is None:

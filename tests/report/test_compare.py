@@ -163,23 +163,6 @@ def test_rows_are_matched_by_id_and_classes_by_name(tmp_path) -> None:
     assert stackllm.compare(frame(WEAK), other, truth=truth()).scores.equals(told.scores)
 
 
-class Pandas:
-    """As much of a pandas frame as is looked at."""
-
-    def __init__(self, table: pl.DataFrame) -> None:
-        self.columns, self._table = table.columns, table
-
-    def __getitem__(self, name: str) -> pl.Series:
-        return self._table[name]
-
-
-def test_frames_of_any_kind_are_taken() -> None:
-    told = stackllm.compare(Pandas(frame(WEAK)), frame(STRONG), truth=Pandas(truth()))
-    assert told.difference == pytest.approx(
-        metrics.log_loss(STRONG, LABELS) - metrics.log_loss(WEAK, LABELS)
-    )
-
-
 def test_labels_groups_and_folds_may_stand_in_the_frames_themselves() -> None:
     both = [
         frame(it, "").with_columns(label=pl.Series(LABELS), group=pl.Series(GROUPS), fold=pl.lit(1))
