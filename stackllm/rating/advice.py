@@ -20,6 +20,14 @@ from stackllm.rating.requests import ServerParams
 _THOUGHT_TOKENS = 2000
 """As many as an LLM that thinks needs for a short answer, mostly."""
 
+_LONGEST_TOKEN, _LONGEST_SHORT = 8.0, 12.5
+"""Characters per token that prose does not reach, in a long prompt and in a short one."""
+
+_LEAST_CONTEXT = 256
+"""No server's context is shorter: a count below is more likely wrong than cut, unless it is far too low."""
+
+_NO_COMPLETION = ("bad JSON", "wrong schema", "no choices", "several answers")
+
 _AGAIN = "; run the same command again when it does."
 
 
@@ -114,7 +122,13 @@ def unreachable(
     if kind != "busy":
         last = next(it for it in reversed(refusals) if it.kind == kind)
         return ServerError(f"{told}. {refused_step(last, server)}")
-    return ServerError(f"{told}{_AGAIN}{_waiting_step(url, reasons, server)}")
+    if Counter(reasons).most_common(1)[0][0] in _NO_COMPLETION:
+        base = nearest_base(url)
+        step = "" if url.startswith(f"{base}/") else f' It mostly ends in /v1: try "{base}".'
+        return ServerError(
+            f"{told}. What it sends is no chat completion: is [rater] url that of an OpenAI-compatible API?{step}"
+        )
+    return ServerError(f"{told}{_AGAIN}{_waiting_step(reasons, server)}")
 
 
 def lasting_refusals(refusals: Sequence[Refusal], server: ServerParams) -> str:
@@ -210,17 +224,27 @@ def never_valid(
 
 
 def cut_prompt(told: int, length: int, estimate: int) -> str:
-    """For a prompt of which the server has read a part only.
+    """What to say of a prompt of which the server has read a part only; empty if it has read it all.
 
     Parameters
     ----------
     told
-        Tokens that it counted.
+        Tokens that it counted; 0 if it does not say.
     length
-        Characters of the prompt.
+        Characters of the prompt. Prose has about 4 per token in English and fewer in most other languages.
     estimate
         Tokens that it has about.
+
+    Examples
+    --------
+    >>> cut_prompt(50, 590, 148), cut_prompt(2048, 9000, 2250), cut_prompt(0, 9000, 2250)
+    ('', '', '')
+    >>> bool(cut_prompt(40, 590, 148)), bool(cut_prompt(2048, 20_000, 5000))
+    (True, True)
     """
+    longest = _LONGEST_TOKEN if told >= _LEAST_CONTEXT else _LONGEST_SHORT
+    if not told or (length <= longest * told and estimate < 10 * told):
+        return ""
     return (
         f"rater: the server counted {told:,} tokens in a prompt of {length:,} characters, about {estimate:,} tokens: it "
         "cuts prompts, or its count is wrong. Raise num_ctx (Ollama), the context length (LM Studio) or -c "
@@ -228,7 +252,7 @@ def cut_prompt(told: int, length: int, estimate: int) -> str:
     )
 
 
-def _waiting_step(url: str, reasons: Collection[str], server: ServerParams) -> str:
+def _waiting_step(reasons: Collection[str], server: ServerParams) -> str:
     """What to do besides waiting."""
     reason = Counter(reasons).most_common(1)[0][0]
     if reason in ("time-out", "deadline"):
@@ -237,11 +261,13 @@ def _waiting_step(url: str, reasons: Collection[str], server: ServerParams) -> s
             f" A reply {long}may take longer than [server] timeout_seconds (now {server.timeout_seconds:g}) or "
             f"deadline_seconds (now {server.deadline_seconds:g}): raise them."
         )
+    if reason.startswith("HTTP 429"):
+        return (
+            f" Lower [server] requests_per_minute (now {server.requests_per_minute:g}) or concurrency "
+            f"(now {server.concurrency})."
+        )
     if reason == "body too large":
         return f" Or raise [server] max_bytes (now {server.most_bytes(server.max_tokens):,})."
-    base = nearest_base(url)
-    if reason in ("bad JSON", "wrong schema") and not url.startswith(f"{base}/"):
-        return f' Does [rater] url end in /v1? Try "{base}".'
     return ""
 
 
