@@ -149,14 +149,12 @@ def _split(content: bytes) -> tuple[list[dict[str, Any] | None], bool]:
             data = _loads(text)
         except ValueError:  # a line of JSON each
             lines = [_loads(line) for line in text.splitlines() if line.strip()]
-            if not lines or not all(
-                "done" in line or _is_chunk(line) or "error" in line for line in lines
-            ):
+            if not lines or not all(_is_piece(line) for line in lines):
                 raise
             return [*lines, *([None] if any(line.get("done") for line in lines) else [])], True
     except (ValueError, RecursionError) as error:
         raise BadReplyError("bad JSON") from error
-    return [data], _is_chunk(data)
+    return [data], bool(data.get("choices")) and _is_piece(data)
 
 
 def _loads(text: str) -> dict[str, Any]:
@@ -166,13 +164,13 @@ def _loads(text: str) -> dict[str, Any]:
     return data
 
 
-def _is_chunk(data: dict[str, Any]) -> bool:
-    """Whether an object is a piece of a stream."""
+def _is_piece(data: dict[str, Any]) -> bool:
+    """Whether an object is a piece of a stream: of Ollama's, or one with no whole message."""
     choices = data.get("choices")
-    return isinstance(choices, list) and any(
-        isinstance(choice, dict) and "delta" in choice and "message" not in choice
-        for choice in choices
+    pieces = isinstance(choices, list) and all(
+        isinstance(choice, dict) and "message" not in choice for choice in choices
     )
+    return pieces or "done" in data or "error" in data
 
 
 def _events(text: str) -> Iterator[str]:
@@ -207,12 +205,12 @@ def _add(answer: Completion, choice: dict[str, Any], streamed: bool) -> None:
         raise BadReplyError("wrong schema")
     if choice.get("message"):
         answer.text, answer.thought, answer.refusal, answer.entries = None, "", "", []
-    text, thought, refusal = _read_content(message.get("content"))
+    text, thinks, refusal = _read_content(message.get("content"))
     if text is not None:
         answer.text = (answer.text or "") + text
     told = [message.get(name) for name in _THOUGHT]
-    answer.thought += thought + next((it for it in told if isinstance(it, str) and it), "")
-    answer.thinks |= bool(thought) or any(it.strip() if isinstance(it, str) else it for it in told)
+    answer.thought += next((it for it in told if isinstance(it, str) and it), "")
+    answer.thinks |= thinks or any(it.strip() if isinstance(it, str) else it for it in told)
     said = message.get("refusal")
     answer.refusal += refusal + (said if isinstance(said, str) else "refusal" if said else "")
     finish = choice.get("finish_reason")
@@ -220,27 +218,27 @@ def _add(answer: Completion, choice: dict[str, Any], streamed: bool) -> None:
     answer.entries += list_entries(choice.get("logprobs"))
 
 
-def _read_content(content: Any) -> tuple[str | None, str, str]:
-    """Text, thought and refusal of a content, which may come in parts; no text is None."""
+def _read_content(content: Any) -> tuple[str | None, bool, str]:
+    """Text, whether there is thought, and refusal of a content, which may come in parts; no text is None."""
     if content is None or isinstance(content, str):
-        return content, "", ""
+        return content, False, ""
     if not isinstance(content, list):
         raise BadReplyError("wrong schema")
-    text, thought, refusal = "", "", ""
+    text, thinks, refusal = "", False, ""
     for part in content:
         if isinstance(part, str):
             text += part
         elif not isinstance(part, dict):
             raise BadReplyError("wrong schema")
         elif any(word in str(part.get("type")) for word in ("think", "reason")):
-            thought += json.dumps(part)
+            thinks = True
         elif part.get("type") == "refusal":
             refusal += str(part.get("refusal") or "refusal")
         elif isinstance(part.get("text"), str):
             text += part["text"]
         else:
             raise BadReplyError("wrong schema")
-    return text, thought, refusal
+    return text, thinks, refusal
 
 
 def _usage(piece: dict[str, Any]) -> dict[str, Any]:

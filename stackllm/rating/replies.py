@@ -176,7 +176,7 @@ def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
         said, thought = answer.thought, False
     return Reply(
         _kept(said, secret, _text_room(keep)),
-        read_tokens(answer.entries, said, secret, max(keep, MOST_TOKENS)),
+        read_tokens(answer.entries, said, thought, secret, max(keep, MOST_TOKENS)),
         _kept(finish, secret, _MOST_NAME),
         bool(answer.refusal) or finish == "content_filter",
         _kept(body.model, secret, _MOST_NAME),
@@ -249,7 +249,7 @@ def judge(reply: Reply, asked: Asked, model: str, any_model: bool = False) -> Ju
     known = [clean(answer) for answer in asked.answers]
     if cut and any(k != clean(text) and k.startswith(clean(text)) for k in known):
         return Judged("cut off", nothing)
-    tokens = _spelling(reply.tokens, text)
+    tokens = _spelling(reply.tokens, text, thought)
     if clean(text.strip().splitlines()[0]) in known:
         probabilities = token_probabilities(tokens, asked.answers)
         if probabilities is not None:
@@ -312,11 +312,11 @@ def _kept(text: Any, secret: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - end - len(_GAP)]}{_GAP}{text[-end:]}"
 
 
-def _spelling(tokens: Tokens, text: str) -> Tokens:
+def _spelling(tokens: Tokens, text: str, thought: bool) -> Tokens:
     """Those of a reply's tokens that spell its text; none if they spell another."""
     names = [token for token, _ in tokens]
     start = find_start(names, text)
-    if start is not None:
+    if start == 0 or (start and thought):
         return tokens[start:]
     said, spelled = squeeze(text), squeeze(without_control("".join(names)))
     was_cut = len(tokens) == MOST_TOKENS or len(text) >= _MOST_NAME

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stackllm.rating.spelling import Tokens, squeeze
+from stackllm.rating.thought import strip
 
 MOST_TOKENS = 16
 """So many are kept of those that spell what a reply says after its thought."""
@@ -44,7 +45,7 @@ def list_entries(told: Any) -> list[Any]:
 
 
 def read_tokens(
-    entries: Sequence[Any], text: str, secret: str = "", most: int = MOST_TOKENS
+    entries: Sequence[Any], text: str, thought: bool, secret: str = "", most: int = MOST_TOKENS
 ) -> Tokens:
     """The tokens that spell a text, which is the end of what was generated, with their alternatives.
 
@@ -54,6 +55,8 @@ def read_tokens(
         From :func:`list_entries`: of all that was generated, or of the text alone.
     text
         What the LLM said after its thought.
+    thought
+        Whether there was any: tokens before those of the text may belong to it.
     secret
         The API key: nothing is kept if the tokens tell it.
     most
@@ -70,7 +73,7 @@ def read_tokens(
         if secret and secret in "".join(names):
             return ()
         start = find_start(names, text)
-        if start is None:
+        if start is None or (start and not thought and not strip("".join(names[:start]))[1]):
             return ()
         tokens = tuple(_read_entry(entry) for entry in entries[start : start + most])
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
@@ -104,7 +107,9 @@ def find_start(names: Sequence[str], text: str) -> int | None:
         length += len(squeeze(names[start]))
     if not wanted or squeeze("".join(names[start:end])) != wanted:
         return None
-    return 0 if not squeeze("".join(names[:start])) else start
+    while start and not squeeze(names[start - 1]):
+        start -= 1  # an answer might have stood in place of white space, too
+    return start
 
 
 def without_control(text: str) -> str:
