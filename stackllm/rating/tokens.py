@@ -80,7 +80,7 @@ def read_tokens(
         return ()
     if secret and any(secret in token for _, top in tokens for token, _ in top):
         return ()
-    return tokens if any(len(top) > 1 for _, top in tokens) else ()
+    return tokens if any(map(_others, entries[start : start + most])) else ()
 
 
 def find_start(names: Sequence[str], text: str) -> int | None:
@@ -98,18 +98,15 @@ def find_start(names: Sequence[str], text: str) -> int | None:
     >>> find_start(["<think>", "Hm", "</think>", "7", "<|im_end|>"], "7")
     3
     """
-    wanted, end, length = squeeze(without_control(text)), len(names), 0
-    while end and not squeeze(without_control(names[end - 1])):
-        end -= 1
-    start = end
-    while start and length < len(wanted):
-        start -= 1
-        length += len(squeeze(names[start]))
-    if not wanted or squeeze("".join(names[start:end])) != wanted:
+    wanted, spelled = (squeeze(without_control(it)) for it in (text, "".join(names)))
+    if not wanted or not spelled.endswith(wanted):
         return None
-    while start and not squeeze(names[start - 1]):
-        start -= 1  # an answer might have stood in place of white space, too
-    return start
+    place, before = 0, len(spelled) - len(wanted)
+    for start, name in enumerate(names):
+        if place >= before:  # white space in front counts too: an answer might have stood there
+            return start if place == before else None
+        place += len(squeeze(name))
+    return None
 
 
 def without_control(text: str) -> str:
@@ -182,6 +179,11 @@ def _name(entry: Any) -> str:
         if isinstance(entry.get(key), str):
             return str(entry[key])
     raise TypeError("no token")
+
+
+def _others(entry: Mapping[str, Any]) -> Any:
+    """What a server tells of the likeliest tokens in a place."""
+    return next((entry[k] for k in ("top_logprobs", "probs", "top_probs") if entry.get(k)), [])
 
 
 def _score(entry: Mapping[str, Any]) -> Any:

@@ -3,7 +3,8 @@
 An LLM that is told to reply with one allowed answer may still write ``Rating: 7``, ``**7**/10`` or
 ``{"rating": 7}``. One rule decides: a *line* (or a JSON object) states an answer if an allowed answer is all that it
 says, but for marks, a word such as "rating" before it and the top of the scale after it. What the
-first line states is the answer, else what the last one states; and no other line may state another.
+first line states is the answer, else what the last one states, if what stands before it has ended; and
+no other line may state another.
 Nothing is looked for within a sentence: "not a 7" and "7 or 8" state nothing.
 """
 
@@ -22,6 +23,9 @@ _WORDS = "answer|rating|score|category|label|class|classification|grade|verdict|
 _BEFORE = "the|my|your|a|final|overall|best|better|correct|chosen|predicted|likely|most|category|preferred"
 _MOST_LINE = 120
 """A longer line says more than an answer."""
+
+_ENDED = re.compile(r"(?:\A|\n[ \t]*\r?\n|[^\w\s,/&+\-][ \t]*\r?\n)\Z")
+"""What stands before a line that begins something new: else it may be the end of a sentence."""
 
 _MARKS = r"[\s*_`\"'“”‘’()\[\]{}$]*"
 _BOXED = r"(?:\\[\[(])?\s*(?:\\boxed\{)?"
@@ -91,7 +95,8 @@ def _state(text: str, asked: Asked) -> Iterator[Stated]:
     for line in lines:
         if any(start <= line.start() < end for start, end, _ in objects):
             continue
-        first, last = line is lines[0], line is lines[-1]
+        first = line is lines[0]
+        last = line is lines[-1] and bool(_ENDED.search(text[: line.start()]))
         said = clean(_unfenced(line[0]))
         known = [clean(answer) for answer in asked.answers]
         if said in known:
@@ -104,6 +109,8 @@ def _state(text: str, asked: Asked) -> Iterator[Stated]:
 
 def _number(value: Any, asked: Asked) -> int | None:
     """Which allowed answer a text or a number is."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     if isinstance(value, float) and value.is_integer():

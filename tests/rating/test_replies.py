@@ -191,6 +191,7 @@ def test_parts_that_nobody_knows_are_no_completion():
 CLEAR = [
     "{'rating': 7}",
     '{"rating": 7',
+    '{"rating": [7]}',
     "7", "7.", " 7\n", '"7"', "**7**", "`7`", "7!", "(7)", "[7]", "> 7", "7/10", "7 / 10", "7 out of 10", "**7**/10",
     "**7/10**", "Rating: 7", "rating = 7", "Rating 7", "Rating: **7**", "**Rating:** 7", "**Rating: 7/10**", "### Rating: 7",
     "Score: 7", "Answer: 7.", "The answer is 7", "The rating is **7**.", "My final rating is: 7", "Overall score: 7/10",
@@ -206,8 +207,8 @@ NEVER = [
     "7.5/10", "Rating: 7.5", "I'd say 7 out of 100", "7 out of 100", "7/100", "7/5", "7/1", "7/10.5", "7/10/2024", "10/7", "7%",
     "~7", "7+", "about 7", "½7", "7²", "77", "VII", "1 0", "7:8", "7 (or 8)", "1. The text is good", "Rating: 7 or 8",
     "Rating: 7 would be too high", "Score: 8\nRating: 7", "Previous rating: 7", "Clarity: 7", '{"rating": 7, "score": 8}',
-    '{"rating": 7, "rating": 8}', '{"a": 7, "b": 8}', '{"rating": [7]}', '{"rating": true}', '{"rating": null}',
-    '{"rating": 7}\n{"rating": 8}', "Rating: 7\n{\"rating\": 8}", "Good.\nRating: 7\nwould be too high.", "I think so.\nNot 7",
+    '{"rating": 7, "rating": 8}', '{"a": 7, "b": 8}', '{"rating": true}', '{"rating": null}',
+    '{"rating": 7}\n{"rating": 8}', "Rating: 7\n{\"rating\": 8}", "Either 7 or\n8", "I would not call it a\n7", "Not\n7", "7 -\n8", "3,\n7", "Good.\nRating: 7\nwould be too high.", "I think so.\nNot 7",
     "The response says: 7", "The response asks for a 7.\nI refuse.", "sky blue", "{}", "[]", "```\n```", "<answer></answer>",
 ]  # fmt: skip
 
@@ -270,7 +271,7 @@ def test_what_is_stated_stands_there_and_no_other_line_is_an_answer(parts):
         return
     answer = SCALE.answers[stated.number]
     assert text[stated.start : stated.end].strip(" *.\"'`{}") in (answer, f"{answer}/10")
-    alone = {line.strip(" *.\"'`") for line in text.splitlines()}
+    alone = {line.strip(" *\"'`").rstrip(".") for line in text.splitlines()}
     assert alone & {*SCALE.answers} <= {answer}
 
 
@@ -339,7 +340,9 @@ def brute_force(shares, n_top):
             if not answers or token != generated[place]:
                 break
     total = sum(mass.values())
-    return {a: p / total for a, p in mass.items() if p > 0} if total >= 0.5 else None
+    if abs(total - 0.5) < 1e-9:
+        return {}  # either will do
+    return {a: p / total for a, p in mass.items() if p > 0} if total > 0.5 else None
 
 
 some_shares = st.dictionaries(st.sampled_from(REPLIES), st.integers(1, 40), min_size=1).map(
@@ -380,6 +383,8 @@ def test_probabilities_are_those_of_going_through_all_replies(
     expected = brute_force(shares, n_top)
     status, found = judged(answer)
     assert status == "ok"
+    if expected == {}:
+        return
     if expected is None or all(len(top) == 1 for _, top in told):
         assert found == {said.strip(): 1}
     else:
