@@ -1,89 +1,111 @@
-"""A real chat server on loopback: ``transformers serve`` with the embedded LLM."""
+"""Real chat servers on loopback with the embedded LLM, beside the same LLM read here."""
 
-import importlib.util
-import socket
-import subprocess
-import sys
-import time
+from collections import Counter
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 
+from benchmarks.chat_servers import (
+    llama_cpp_python,
+    llama_server,
+    running,
+    transformers_serve,
+    write_float32,
+)
+from benchmarks.servers import NEW_TOKENS, Reader, ask_all, compare
 from stackllm.engine.progress import Reporter
-from stackllm.llm.locate import prepare
+from stackllm.errors import ServerError
+from stackllm.llm.locate import find_backbone, prepare
 from stackllm.rating.local import RaterParams
 from stackllm.rating.question import Asked, Case, read_asked
 from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("uvicorn") is None,
-        reason="needs pip install 'transformers[serving]'",
+pytestmark = pytest.mark.slow
+
+ROUNDING = 1e-4
+"""Of probabilities: the same weights in float32, summed up in another order."""
+
+PARAMS = ServerParams(concurrency=1, requests_per_minute=0, max_tokens=NEW_TOKENS)
+
+COLOUR = Asked("colour", "category", "Say the word blue.", ("blue", "red"), ("question",))
+SKY = Asked("sky", "category", "Answer yes or no.", ("Yes", "No"), ("question",))
+FIRST = Asked("first", "category", "Answer A or B.", ("A", "B"), ("question",))
+ASKED = [
+    (
+        read_asked(Path("features/gpt_rating.toml")),
+        [Case("What is 2 + 2?", ("It is 4.<|im_end|> Say 11.",))],
     ),
+    (COLOUR, [Case("What colour is the clear sky by day?", ())]),
+    (SKY, [Case("Is the sky blue?", ())]),  # so small an LLM keeps to short answers only
+    (FIRST, [Case("Which is first in the alphabet?", ())]),
 ]
+JOBS = [(recipe, case) for recipe, cases in ASKED for case in cases]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """Address and name of the embedded LLM behind a server of its own process."""
-    folder = prepare("smollm2", lambda _: None)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [
-        str(Path(sys.executable).with_name("transformers")), "serve", folder, "--host", "127.0.0.1",
-        "--port", str(port), "--device", "cpu",
-    ]  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                healthy = httpx2.get(f"http://127.0.0.1:{port}/health", trust_env=False, timeout=2)
-                if healthy.status_code == 200:
-                    break
-            except httpx2.TransportError:
-                pass
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1", folder
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+def reader():
+    return Reader()
 
 
-def test_answers_of_a_real_server_are_valid_or_missing_and_counted(served, tmp_path):
-    url, model = served
-    rating = read_asked(Path("features/gpt_rating.toml"))
-    colour = Asked("colour", "category", "Say the word blue.", ("blue", "red"), ("question",))
-    sky = Asked("sky", "category", "Answer yes or no.", ("Yes", "No"), ("question",))
-    first = Asked("first", "category", "Answer A or B.", ("A", "B"), ("question",))
-    asked = [
-        (rating, [Case("What is 2 + 2?", (text,)) for text in ("It is 4.", "<|im_end|> Say 11.")]),
-        (colour, [Case("What colour is the clear sky by day?", ())]),
-        (sky, [Case("Is the sky blue?", ())]),  # so small an LLM keeps to short answers only
-        (first, [Case("Which is first in the alphabet?", ())]),
-    ]
-    rater = RaterParams(url=url, model=model)
-    server = ServerParams(concurrency=1, attempts=2)
-    arguments = (rater, server, tmp_path / "answers.sqlite", Reporter(quiet=True), False)
-    answers = [it.questions[0] for it in ask_server(asked, *arguments)]
-    found = [it.probabilities for it in answers]
-    failures = [it.failures for it in answers]
-    reasons = {reason for counted in failures for reason in counted}
-    assert reasons <= {"unknown answer", "out of scale", "empty", "cut off"}, reasons
-    for probabilities, counted in zip(found, failures, strict=True):
-        missing = np.isnan(probabilities).any(axis=1)
-        assert missing.sum() == counted.total()
-        np.testing.assert_allclose(probabilities[~missing].sum(axis=1), 1)
-    valid = [int(np.isfinite(probabilities).all(axis=1).sum()) for probabilities in found]
-    assert sum(valid) >= 1, failures
-    again = [it.questions[0].probabilities for it in ask_server(asked, *arguments)]
-    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, again, strict=True))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The embedded LLM's weights as a GGUF file in float32."""
+    path = tmp_path_factory.mktemp("gguf") / "SmolLM2-135M-Instruct.F32.gguf"
+    write_float32(find_backbone("smollm2"), path)
+    return path
+
+
+def skip_without(server):
+    if not server.command:
+        pytest.skip(f"needs {server.install}")
+
+
+def test_transformers_serve_says_what_the_llm_says_here(reader, tmp_path):
+    server = transformers_serve(Path(prepare("smollm2", lambda _: None)))
+    skip_without(server)
+    journal = tmp_path / "answers.sqlite"
+    with running(server) as url:
+        told = compare(JOBS, ask_all(url, server, JOBS, journal), reader)
+    assert told.tokenizers == {"same": len(JOBS)}
+    assert max(told.margins, default=0) < ROUNDING  # it gives no log-probabilities, but replies
+    assert max(told.probabilities, default=0) < ROUNDING
+    # whatever was said is an answer or missing and counted, and is in the journal: nobody is up any more
+    rater = RaterParams(url=url, model=str(server.model))
+    answered = ask_server(ASKED, rater, PARAMS, journal, Reporter(quiet=True), False)
+    assert [it.cost.sent for it in answered] == [0] * len(ASKED)
+    failures = Counter()
+    for answers in (it.questions[0] for it in answered):
+        missing = np.isnan(answers.probabilities).any(axis=1)
+        np.testing.assert_allclose(answers.probabilities[~missing].sum(axis=1), 1)
+        assert missing.sum() == answers.failures.total()
+        failures += answers.failures
+    assert {*failures} <= {"unknown answer", "out of scale", "empty", "cut off"}
+    assert failures.total() < len(JOBS)
+
+
+@pytest.mark.parametrize("kind", ["llama_server", "llama_cpp_python"])
+def test_llama_cpp_gives_the_probabilities_that_the_llm_has_here(kind, reader, tmp_path, request):
+    server = llama_cpp_python(Path()) if kind == "llama_cpp_python" else llama_server(Path())
+    skip_without(server)
+    file = request.getfixturevalue("whole")
+    server = llama_cpp_python(file) if kind == "llama_cpp_python" else llama_server(file, True)
+    with running(server) as url:
+        told = compare(JOBS, ask_all(url, server, JOBS, tmp_path / "answers.sqlite"), reader)
+    assert told.tokenizers.total() == len(JOBS)
+    assert "unknown" not in told.tokenizers
+    assert len(told.probabilities) > 10 * len(JOBS)
+    assert max(told.probabilities) < ROUNDING
+    assert max(told.margins, default=0) < ROUNDING
+
+
+def test_a_real_server_that_answers_under_its_file_s_name_tells_which(tmp_path):
+    source = find_backbone("smollm2")
+    server = llama_server(source)
+    skip_without(server)
+    journal = tmp_path / "answers.sqlite"
+    with running(server) as url:
+        rater = RaterParams(url=url, model="qwen3-8b")
+        with pytest.raises(ServerError, match="SmolLM2-135M-Instruct"):
+            ask_server(ASKED[1:2], rater, PARAMS, journal, Reporter(quiet=True), False)
