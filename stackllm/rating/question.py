@@ -144,11 +144,12 @@ def read_asked(path: Path) -> AskedRecipe:
     for name in content:
         if name not in _KEYS:
             raise DataError(f'{path}: there is no key "{name}". {did_you_mean(name, _KEYS)}')
-    instruction = _words(str(path), content, "instruction")
     given = _kind(str(path), content, _KINDS)
     sees = _sees(path, content.get("sees", list(_SEEN)))
     if given == "rubric":
-        return Rubric(path.stem, instruction, _questions(path, content["rubric"], sees), sees)
+        questions = _questions(path, content["rubric"], sees)
+        return Rubric(path.stem, _words(str(path), content, "instruction"), questions, sees)
+    instruction = _words(str(path), content, "instruction")
     kind, answers = _answers(str(path), content, given)
     partners = int(content.get("compare", 0))
     if partners and "response" not in sees:
@@ -316,7 +317,6 @@ def _questions(path: Path, tables: Any, sees: tuple[str, ...]) -> tuple[Asked, .
             'One alone is a recipe with "scale" or "labels"; more than that fill several files.'
         )
     questions: dict[str, Asked] = {}
-    maker: dict[str, str] = {}
     for name, table in tables.items():
         where = f'{path}, question "{name}"'
         if not re.fullmatch(r"[^\W\d_][\w -]{0,39}", name):
@@ -326,15 +326,7 @@ def _questions(path: Path, tables: Any, sees: tuple[str, ...]) -> tuple[Asked, .
             )
         if slug(name) in questions:
             raise DataError(f'{path}: two questions are "{name}", apart from case and marks.')
-        asked = _question(where, f"{path.stem}_{slug(name)}", table, sees)
-        for column in column_names(asked):
-            if column in maker:
-                raise DataError(
-                    f'{path}: the questions "{maker[column]}" and "{name}" would both make the column '
-                    f'"{column}". Rename one.'
-                )
-            maker[column] = name
-        questions[slug(name)] = asked
+        questions[slug(name)] = _question(where, f"{path.stem}_{slug(name)}", table, sees)
     return tuple(questions.values())
 
 

@@ -132,18 +132,19 @@ def find_recipes(
 
 
 def _check_asked(recipes: Iterable[Recipe]) -> None:
-    """Read what is asked, and see that no two recipes call their columns alike."""
-    makers: dict[str, Path] = {}
+    """Read what is asked, and see that no two questions call their columns alike."""
+    makers: dict[str, str] = {}
     for recipe in recipes:
         if not recipe.is_asked:
             continue
         for question in read_asked(recipe.path).questions:
             for column in column_names(question):
-                if makers.setdefault(column, recipe.path) != recipe.path:
+                if column in makers:
                     raise DataError(
-                        f'{recipe.path}: the column "{column}" is one of {makers[column]}, too. '
-                        "Rename a file or a question."
+                        f'{recipe.path}: "{question.block}" would make the column "{column}", and so would '
+                        f"{makers[column]}. Rename a file or a question."
                     )
+                makers[column] = f'"{question.block}" of {recipe.path}'
 
 
 def _find_paths(extra: tuple[str, ...], ask: tuple[str, ...]) -> dict[str, Path]:

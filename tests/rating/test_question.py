@@ -96,7 +96,6 @@ NAME = "a letter and up to 39 letters"
         (rubric(("a", "ask = 'How?'\nlabels = ['x', 'X']"), ANOTHER), "two labels are"),
         (rubric(("a", "ask = 'How?'\ncompare = 1"), ANOTHER), 'no key "compare"'),
         (rubric(("a", f"{RATED}\nscal = 1"), ANOTHER), 'Did you mean "scale"'),
-        (rubric(("a", RATED), ANOTHER, head="") + "\ninstruction = 'x'", "must be a text"),
         (rubric(("a", f"{RATED}\nsees = ['question']"), ANOTHER), "Put it above all"),
         (rubric(("'a: b'", RATED), ANOTHER), NAME),
         (rubric(("'1'", RATED), ANOTHER), NAME),
@@ -107,10 +106,7 @@ NAME = "a letter and up to 39 letters"
         (rubric(("Tone", RATED), ANOTHER), 'two questions are "tone"'),
         (rubric(("a-b", RATED), ("'A b'", RATED)), "apart from case and marks"),
         (rubric(("a", RATED), ("a", RATED)), "not a TOML file"),
-        (
-            rubric(("a", "ask = 'x'\nlabels = ['x expected', 'y']"), ("a_p_x", RATED)),
-            'the questions "a" and "a_p_x" would both make the column "mine_a_p_x_expected"',
-        ),
+        (rubric(("a", RATED), ("b", f"{RATED}\ninstruction = 'x'"), head=""), "Put it above all"),
     ],
 )
 def test_rubrics_that_make_no_sense(tmp_path, content, said):
@@ -127,10 +123,16 @@ def test_two_recipes_that_would_make_the_same_column(tmp_path):
     )
     first.write_text(rubric(("clarity", RATED), ("tone", RATED)))
     second.write_text("instruction = 'x'\nscale = [1, 3]")
-    with pytest.raises(
-        DataError, match=r'the column "mine_tone_expected" is one of .*mine.toml, too'
-    ):
+    said = (
+        r'mine_tone.toml: "mine_tone" would make the column "mine_tone_expected", .* of .*mine.toml'
+    )
+    with pytest.raises(DataError, match=said):
         find_recipes((str(first), str(second)))
+    second.write_text(rubric(("a", "ask = 'x'\nlabels = ['x ok', 'y']"), ("a_p_x", RATED)))
+    with pytest.raises(
+        DataError, match=r'"mine_tone_a_p_x" would make the .*_p_x_ok", and so would'
+    ):
+        find_recipes((str(second),))
     made_by_hand.write_text("def build(frame):\n    return frame.select('row_id', ok='row_id')")
     recipes = find_recipes((str(first), str(made_by_hand)), without=("encoder",))
     rows = frame([("g", "q", "a")])
