@@ -312,9 +312,12 @@ class _Asking:
         results = _Results(batch, self.journal, self.endpoint.secret)
         named = [told.get(name) for name in ("output_file_id", "error_file_id")]
         files = [file for file in named if isinstance(file, str) and is_name(file)]
-        if not files and _count(told, "completed"):
+        status = str(told.get("status")).casefold()
+        if (_count(told, "completed") and named[0] not in files) or (
+            status == "completed" and not files
+        ):
             raise LostError(
-                f"{self.endpoint.base} has answered prompts of batch {batch.id} and names no file of results."
+                f"{self.endpoint.base} has done batch {batch.id} and names no file of results."
             )
         # room for a line more, and for what stands around a reply
         limits = (
@@ -323,7 +326,6 @@ class _Asking:
         )
         for file in files:
             self.endpoint.read(file, limits, results.read)
-        status = str(told.get("status")).casefold()
         if status == "completed":
             lost = {*batch.requests} - results.settled
             results.failed |= dict.fromkeys(lost, "missing from the results")

@@ -257,10 +257,6 @@ class Endpoint:
         try:
             with self.client.stream(method, self.base + path, **sent) as response:
                 status, wait = response.status_code, self._asked_wait(response)
-                if 300 <= status < 400:
-                    raise ServerError(
-                        f"{self.base}{path} redirects elsewhere, which is not followed."
-                    )
                 is_fine = status in (200, 201)
                 if is_fine and use:
                     lines, most = limits
@@ -272,6 +268,8 @@ class Endpoint:
                     return Told(200, None, "", wait)
                 content = self._read_short(response) if is_fine else b""
                 reason = "" if is_fine else self._read_reason(response)
+                if 300 <= status < 400:
+                    reason = "it redirects elsewhere, which is not followed"
         except httpx2.TimeoutException:
             raise PassingError("time-out") from None
         except httpx2.TransportError:
