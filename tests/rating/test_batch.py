@@ -225,7 +225,7 @@ def test_any_order_of_kills_and_expiries_asks_every_prompt_once(only_server, kil
         for steps in kills:
             with killed_after(steps, monkeypatch), suppress(KilledError, ServerError):
                 ask(server.url, path)
-        for _ in server.plans[:]:  # a batch that failed ends a run in which no other brought anything
+        for _ in plans:  # a batch that failed ends a run in which no other brought anything
             with suppress(ServerError):
                 ask(server.url, path)
         found = ask(server.url, path)
@@ -298,6 +298,8 @@ def test_an_interrupted_process_ends_at_once_and_says_that_the_batch_goes_on(ser
     status, said = stop_at(server, path, "GET /batches/ID", 1, signal.SIGINT)
     assert status == 130
     assert "batch batch-1: 5 prompts handed over" in said
+    (left,) = read_batches(path, f"{server.url}/chat/completions", all_requests(path), True)
+    assert (left.id, len(left.requests)) == ("batch-1", 5)
     assert (
         "the server goes on with 1 batch of 5 prompts; the same command picks up the answers"
         in said
