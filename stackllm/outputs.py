@@ -18,6 +18,7 @@ from stackllm import __version__
 from stackllm.crossfit.design import CrossFit
 from stackllm.crossfit.pseudo import audit
 from stackllm.engine.local import read_timings
+from stackllm.engine.trackers import tracking
 from stackllm.errors import LockedError, StackllmError, StorageError, first_line
 from stackllm.llm.estimate import count_parameters
 from stackllm.llm.locate import revision_of
@@ -28,7 +29,7 @@ from stackllm.predict import store_model
 from stackllm.report.changes import NO_NUMBER, flat
 from stackllm.report.doctor import versions
 from stackllm.report.leaderboard import best_round, leaderboard, member_scores, render, verdicts
-from stackllm.report.logbook import EARLIER, RECORD, STATE, describe, record_run
+from stackllm.report.logbook import EARLIER, RECORD, SCORES, STATE, describe, record_run
 from stackllm.report.stored import POSTERIORS, PREDICTIONS, ROWS
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
 from stackllm.stack.round import Round, final_posteriors, final_rows
@@ -279,7 +280,21 @@ def _write_record(study: Study, board: pl.DataFrame, more: dict[str, Any]) -> No
         "seeds": _seed_scores(study),
     }
     write_text(root / RECORD, json.dumps(content, indent=1, sort_keys=True))
-    record_run(root.parent, describe(root.name, content, board.to_dicts()))
+    entry = describe(root.name, content, board.to_dicts())
+    if record_run(root.parent, entry):  # trackers are told what is news, too
+        trackers = study.settings.tracking.report_to
+        with tracking(trackers, root / "trackers" / "scores", entry["changed"]) as track:
+            for number, told in _by_round(entry).items():
+                track(told, number)
+
+
+def _by_round(entry: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """A run's scores as ``model/score`` by round, as trackers have them."""
+    rounds: dict[int, dict[str, Any]] = {}
+    for model in entry["models"]:
+        scores = {f"{model['model']}/{name}": model[name] for name in SCORES if name in model}
+        rounds.setdefault(model["round"], {}).update(scores)
+    return rounds
 
 
 def _seed_scores(study: Study) -> dict[str, dict[str, dict[str, float]]]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Ge, Le
 
 from stackllm.crossfit.pseudo import PseudoParams
+from stackllm.engine.trackers import TrackingParams
 from stackllm.errors import (
     DataError,
     MissingInputError,
@@ -96,7 +97,7 @@ class Settings:
 
     Parameters
     ----------
-    data, run, encoder, rater, server, stack, pseudo
+    data, run, encoder, rater, server, stack, pseudo, tracking
         Settings of each step. ``encoder`` None leaves the LLM out, and what needs it.
     members
         Members that stackllm trains.
@@ -115,6 +116,7 @@ class Settings:
     server: ServerParams = field(default_factory=ServerParams)
     stack: BoostingParams = DEFAULT_STACK
     pseudo: PseudoParams = field(default_factory=PseudoParams)
+    tracking: TrackingParams = field(default_factory=TrackingParams)
     members: tuple[Member, ...] = DEFAULT_MEMBERS
     external: tuple[ExternalParams, ...] = ()
     recipes: tuple[FileName, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from stackllm.crossfit.design import CrossFit, Design
 from stackllm.crossfit.folds import check_folds, group_folds
 from stackllm.engine.local import Task
 from stackllm.errors import DataError
+from stackllm.finetune.dataset import TrainingParams
 from stackllm.llm.choices import Choices, choose
 from stackllm.members.external import read_external
 from stackllm.members.registry import check_tables
@@ -114,10 +116,22 @@ def settle(settings: Settings, workspace: Workspace) -> tuple[Settings, Choices]
     members = zip(settings.members, made[:n_members], strict=True)
     return replace(
         settings,
-        members=tuple(replace(member, params=params) for member, params in members),
+        members=tuple(
+            replace(member, params=_tracked(params, settings.tracking.report_to))
+            for member, params in members
+        ),
         encoder=made[n_members],
         rater=made[-1] if settings.asks else settings.rater,
     ), choices
+
+
+def _tracked(params: Any, trackers: tuple[str, ...]) -> Any:
+    """A member's settings, with the run's trackers beside its own; no key depends on them."""
+    training = getattr(params, "training", None)
+    if not isinstance(training, TrainingParams):
+        return params
+    told = tuple(dict.fromkeys((*training.report_to, *trackers)))
+    return replace(params, training=replace(training, report_to=told))
 
 
 def read_scored(

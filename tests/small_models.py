@@ -74,3 +74,29 @@ def make_backbone(tmp_path_factory, make_model):
         return str(folder)
 
     return build
+
+
+@pytest.fixture
+def watcher(monkeypatch):
+    """A tracker called "json", which writes what it is told into a file; gives that of a folder."""
+    import json
+
+    from stackllm.engine import trackers
+
+    class Watcher:
+        def __init__(self, folder, settings):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path = folder / "told.jsonl"
+            self.path.write_text("")
+
+        def log(self, scores, step):
+            with self.path.open("a") as file:
+                file.write(json.dumps({**scores, "at": step}) + "\n")
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(trackers._TRACKERS, "json", Watcher)
+    return lambda folder: [
+        json.loads(it) for it in (folder / "told.jsonl").read_text().splitlines()
+    ]

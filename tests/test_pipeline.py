@@ -10,6 +10,7 @@ from conftest import write_table
 from stackllm import pipeline
 from stackllm.crossfit.design import CrossFit, Design
 from stackllm.crossfit.pseudo import PseudoParams, audit, pseudo_targets
+from stackllm.engine.trackers import TrackingParams
 from stackllm.errors import DataError, MissingInputError
 from stackllm.members.boosting import BoostingParams
 from stackllm.members.lexical import LexicalParams
@@ -91,6 +92,19 @@ def test_a_run_that_fails_says_so_in_the_logbook(contest, monkeypatch):
     (entry,) = [run for run in read_logbook(contest / "artifacts").runs if run["name"] == "failing"]
     assert entry["state"] == "failed"
     assert "cheese" in entry["error"]
+
+
+def test_trackers_get_the_final_scores_and_change_nothing(contest, watcher, capsys):
+    tracked = settings_for(contest, tracking=TrackingParams(report_to=("json",)))
+    for _ in range(2):  # the same run again is no news
+        told = play(contest, tracked, name="tracked")
+    scores = watcher(contest / "artifacts/tracked/trackers/scores")
+    assert [it["at"] for it in scores] == [0]
+    for row in told.board.iter_rows(named=True):
+        assert scores[0][f"{row['model']}/posterior"] == row["posterior"]
+    capsys.readouterr()
+    assert play(contest, settings_for(contest), name="tracked").loss == told.loss
+    assert "made before" not in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_is_interrupted(contest):

@@ -214,6 +214,7 @@ def test_whole_numbers_and_lists_give_the_same_digest():
         (f"{TRAINING}warmup = 2", 2, "number 1, [member.training] warmup must be a number from 0 to below 1, not 2"),
         (f"{TRAINING}warmups = 2", 65, '[member.training] has no key "warmups". Did you mean "warmup"?'),
         (f"{TRAINING}report_to = ['tensorbord']", 2, 'no tracker "tensorbord". Did you mean "tensorboard"?'),
+        ("[tracking]\nreport_to = ['mlfow']", 2, 'no tracker "mlfow". Did you mean "mlflow"?'),
         ("[[member]]\nkind = 'no.py:Class'", 66, "[[member]] number 1: "),
         ("[data]\ntrain = '~nobody-of-that-name/train.csv'", 66, "Write the whole path."),
     ],

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from stackllm.engine import ranks
 from stackllm.engine.progress import note
+from stackllm.engine.trackers import Track
 from stackllm.finetune.model import trained
 from stackllm.finetune.resume import save_state
 from stackllm.store.checkpoints import keep
@@ -33,11 +34,14 @@ class History(TrainerCallback):  # type: ignore[misc]
         Rows of a pass.
     before
         State that the training resumes from.
+    track
+        Tells trackers.
     """
 
-    def __init__(self, path: Path, batch_size: int, before: Path | None) -> None:
+    def __init__(self, path: Path, batch_size: int, before: Path | None, track: Track) -> None:
         self.path = path
-        self._batch_size = batch_size
+        self._track = track
+        self._batch_size, self._newest = batch_size, 0
         path.write_bytes((before / HISTORY).read_bytes() if before else b"")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -61,6 +65,8 @@ class History(TrainerCallback):  # type: ignore[misc]
         """Write a line; its speed goes to those who watch only, so that files are the same again."""
         append_json(self.path, entry)
         note({**entry, **speed})
+        self._newest = entry.get("step", self._newest)  # an epoch's loss is of after its last step
+        self._track({**entry, **speed}, self._newest)
 
 
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]

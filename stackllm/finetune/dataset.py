@@ -10,9 +10,8 @@ from typing import Annotated, Literal, cast
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from stackllm.errors import MissingInputError, UsageError, did_you_mean
+from stackllm.engine.trackers import check_trackers
 from stackllm.finetune.model import Batch
-from stackllm.llm.backbone import quiet_libraries
 from stackllm.parameters import Name, PartOf, check
 from stackllm.store.digest import LATER
 
@@ -52,8 +51,8 @@ class TrainingParams:
         ``"adamw"``; ``"adamw_8bit"`` keeps its moments in 8 bits (bitsandbytes), and ``"paged_adamw_8bit"``
         lets them move to the machine's memory when a GPU's runs out.
     report_to
-        Trackers that transformers knows and that are installed, such as ``tensorboard``, which
-        writes into ``artifacts/<run>/trackers/``.
+        Trackers that get this member's steps, beside those of ``[tracking]``: ``"trackio"``, ``"wandb"``,
+        ``"tensorboard"``, ``"mlflow"``. What they keep in files stands in ``artifacts/<run>/trackers/``.
     """
 
     epochs: Annotated[float, Gt(0), Le(10_000)] = 2.0
@@ -72,7 +71,7 @@ class TrainingParams:
 
     def __post_init__(self) -> None:
         check(self)
-        _check_trackers(self.report_to)
+        check_trackers(self.report_to)
 
     @property
     def numbers(self) -> TrainingParams:
@@ -109,23 +108,3 @@ class Examples:
         """The same with ``share`` of every label spread over all classes."""
         labels = (1 - share) * self.labels + share / self.labels.shape[1]
         return dataclasses.replace(self, labels=labels)
-
-
-def _check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse trackers that transformers does not know or that are not installed."""
-    if not set(names) - {"all", "none"}:
-        return
-    quiet_libraries()
-    from transformers.integrations import integration_utils
-
-    known = integration_utils.INTEGRATION_TO_CALLBACK
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f'report_to: there is no tracker "{name}". {did_you_mean(name, known)}'
-            )
-        if name not in integration_utils.get_available_reporting_integrations():
-            raise MissingInputError(
-                f'report_to: the package of "{name}" is not installed. Install it (pip install {name}), or leave '
-                "it out."
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stackllm.engine import ranks
+from stackllm.engine.progress import trackers_folder
+from stackllm.engine.trackers import tracking
 from stackllm.errors import TrainingError, UsageError
 from stackllm.finetune.dataset import Collate, Examples, TrainingParams
 from stackllm.finetune.memory import Fitting, Plan
@@ -81,15 +84,17 @@ def train(
             value.data.copy_(start[name])
         model.zero_grad(set_to_none=True)
         trainer = make_trainer(model, examples, params, batch_size, seed)
-        record = History(history, batch_size, state)
-        trainer.add_callback(record)
-        stopping = None
-        if validate is not None:
-            stopping = EarlyStopping(model, validate, params.patience, record, state)
-            trainer.add_callback(stopping)
-        trainer.add_callback(Saving(trainer, record, stopping))
-        with matrix_products(_half_precision(model)):
-            trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        watchers = params.report_to if not ranks.rank() else ()
+        with tracking(watchers, trackers_folder(), dataclasses.asdict(params)) as track:
+            record = History(history, batch_size, state, track)
+            trainer.add_callback(record)
+            stopping = None
+            if validate is not None:
+                stopping = EarlyStopping(model, validate, params.patience, record, state)
+                trainer.add_callback(stopping)
+            trainer.add_callback(Saving(trainer, record, stopping))
+            with matrix_products(_half_precision(model)):
+                trainer.train(resume_from_checkpoint=None if state is None else str(state))
         if not is_finite(model):
             raise TrainingError("weights are no numbers after the last step. Lower learning_rate.")
         fitting.save(batch_size)

@@ -23,7 +23,6 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stackllm.engine import ranks
-from stackllm.engine.progress import trackers_folder
 from stackllm.errors import TrainingError
 from stackllm.finetune import resume
 from stackllm.finetune.dataset import Examples, TrainingParams
@@ -270,9 +269,8 @@ def _parameters(network: Network, params: TrainingParams) -> list[dict[str, Any]
 def _arguments(
     params: TrainingParams, batch_size: int, accumulation: int, seed: int
 ) -> TrainingArguments:
-    folder = trackers_folder() if params.report_to else None
     arguments = TrainingArguments(
-        output_dir=str(folder or tempfile.gettempdir()),  # of trackers only: units save models
+        output_dir=tempfile.gettempdir(),  # nothing is written: units save models
         num_train_epochs=params.epochs,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
@@ -284,7 +282,7 @@ def _arguments(
         save_strategy="no",
         logging_steps=1,
         logging_nan_inf_filter=False,  # it asks the GPU after every pass; we do after every step
-        report_to=list(params.report_to) if ranks.rank() == 0 else [],
+        report_to=[],  # the history tells trackers
         disable_tqdm=True,
         use_cpu=device().type == "cpu",
         ddp_find_unused_parameters=False,

@@ -241,16 +241,22 @@ def test_memory_that_holds_no_row_is_one_sentence(make_backbone, tmp_path):
         )
 
 
-def test_trackers_write_beside_the_units(make_backbone, tmp_path):
-    """No tracker is installed here, but what is made for them shows where they would write."""
+def test_trackers_get_the_steps_and_write_beside_the_units(make_backbone, tmp_path, watcher):
     rows = make_rows()
-    training = TrainingParams(epochs=1, batch_size=8, report_to=("none",))
+    training = TrainingParams(epochs=2, batch_size=8, patience=2, report_to=("json",))
     params = make_params(make_backbone("llama"), training=training)
     inputs = make_inputs(tmp_path, params, rows)
     unit = make_unit("members/own/fold0", 1)
     engine = Engine(tmp_path / "run", 1, Reporter(quiet=True))
     engine.ensure("fit", [Task(unit, _fit, (inputs, make_targets(rows), params))])
-    assert (tmp_path / "run/trackers/members-own-fold0").is_dir()
+    told = watcher(tmp_path / "run/trackers/members-own-fold0")
+    history = [
+        json.loads(it)
+        for it in (unit.inside(tmp_path / "run") / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [it["loss"] for it in told if "loss" in it] == [it["loss"] for it in history if "loss" in it]  # fmt: skip
+    losses = [it["held_loss"] for it in history if "held_loss" in it]
+    assert [it["held_loss"] for it in told if "held_loss" in it] == losses
     assert not (tmp_path / "run/live").exists() or not any((tmp_path / "run/live").iterdir())
 
 
