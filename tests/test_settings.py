@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import stackllm
 from stackllm.cli import cli
+from stackllm.engine import trackers
 from stackllm.errors import DataError, MissingInputError, StackllmError, UsageError
 from stackllm.llm.locate import anchored, find_backbone, revision_of
 from stackllm.members.external import ExternalParams
@@ -440,11 +441,7 @@ def test_optim_starts_without_the_reader_of_settings(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
-    from transformers.integrations import integration_utils
-
-    monkeypatch.setattr(
-        integration_utils, "get_available_reporting_integrations", lambda: ["wandb"]
-    )
+    monkeypatch.setattr(trackers, "is_installed", lambda name: name == "wandb")
     with pytest.raises(MissingInputError, match="pip install tensorboard"):
         read(tmp_path, f"{TRAINING}report_to = ['tensorboard']")
     settings = read(tmp_path, f"{TRAINING}report_to = ['wandb']")

@@ -77,13 +77,17 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UsageError(
                 f'report_to: there is no tracker "{name}". {did_you_mean(name, _TRACKERS)}'
             )
-        spec = importlib.util.find_spec(name) if name != "none" else None
-        # a folder of that name in the working directory, as trackers leave them, is no package
-        if name != "none" and (spec is None or spec.origin is None):
+        if name != "none" and not is_installed(name):
             raise MissingInputError(
                 f'report_to: the package of "{name}" is not installed. Install it (pip install {name}), or leave '
                 "it out."
             )
+
+
+def is_installed(name: str) -> bool:
+    """Is there a package of that name? A mere folder in the working directory, as trackers leave them, is none."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 @contextmanager

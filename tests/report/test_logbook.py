@@ -21,11 +21,7 @@ from stackllm.report.logbook import LOGBOOK, commit_of, describe, read_logbook, 
 from stackllm.report.public import Given, band_of, enter
 from stackllm.settings import RunParams, Settings
 
-TEAM = [  # the contest team's, as far as they are published with this project
-    ("mistral-7b-instruct-3-epochs", 1.028, 0.925),
-    ("mistral-7b-instruct-full", 1.00639, 0.855),
-    ("mistral-7b-instruct-4-epochs", 0.945, 0.736),
-]
+TEAM = [("mistral 1", 1.028, 0.925), ("mistral 2", 1.00639, 0.855), ("mistral 3", 0.945, 0.736)]
 
 
 def record(seed=0, loss=0.5, settings=None, **more):
