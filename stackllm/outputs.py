@@ -26,14 +26,16 @@ from stackllm.members.registry import Member
 from stackllm.members.stage import gather_full, gather_places, places_of
 from stackllm.metrics import log_loss
 from stackllm.predict import store_model
+from stackllm.rating.table import Rated, ratings_table, write_ratings
 from stackllm.report.changes import NO_NUMBER, flat
 from stackllm.report.doctor import versions
 from stackllm.report.leaderboard import best_round, leaderboard, member_scores, render, verdicts
 from stackllm.report.logbook import EARLIER, RECORD, SCORES, STATE, describe, record_run
+from stackllm.report.ratings import Account, account, render_accounts
 from stackllm.report.stored import POSTERIORS, PREDICTIONS, ROWS
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
 from stackllm.stack.round import Round, final_posteriors, final_rows
-from stackllm.store.atomic import make_folder, write_file, write_text
+from stackllm.store.atomic import make_folder, storage_errors, write_file, write_text
 from stackllm.store.digest import file_digest
 from stackllm.store.records import read_json
 from stackllm.study import Study
@@ -42,7 +44,7 @@ from stackllm.tables.spreadsheet import spreadsheet_safe
 
 _HANDED_OUT = (
     RECORD, "leaderboard.csv", "oof.parquet", "test.parquet", "pseudo_labels.parquet", "submission*.csv",
-    PREDICTIONS,
+    "ratings.csv", "ratings.parquet", PREDICTIONS,
 )  # fmt: skip
 _NOT_STORED = {"seconds", "test_one_fold", "test_raw", "test_posterior", "test_se"}
 """Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""
@@ -64,6 +66,8 @@ class Run:
         The round that is submitted and its out-of-fold posterior log loss; None before stage two.
     submission
         The file to submit; None before stage two.
+    ratings
+        What each asked recipe was answered, and what that cost.
     """
 
     root: Path
@@ -72,10 +76,13 @@ class Run:
     best_round: int | None = None
     loss: float | None = None
     submission: Path | None = None
+    ratings: tuple[Account, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The same for programs."""
         told: dict[str, Any] = {"leaderboard": self.board.to_dicts()}
+        if self.ratings:
+            told["ratings"] = [dataclasses.asdict(it) for it in self.ratings]
         if self.submission is not None:
             told |= {
                 "rounds": list(self.verdicts),
@@ -86,7 +93,8 @@ class Run:
         return told
 
     def __str__(self) -> str:
-        lines = [render(self.board), *self.verdicts]
+        lines = [render_accounts(self.ratings)] if self.ratings else []
+        lines += [render(self.board), *self.verdicts]
         if self.submission is not None:
             lines.append(f"submission of round {self.best_round}: {self.submission}")
         return "\n".join(lines)
@@ -115,7 +123,34 @@ def recorded(study: Study) -> Iterator[None]:
     _note(root, "finished")
 
 
-def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequence[Round]) -> Run:
+def hand_out_ratings(study: Study, rated: Sequence[Rated]) -> tuple[Account, ...]:
+    """Publish what an LLM answered, and tell it; what an earlier run of this name asked goes, if this one asks nothing.
+
+    Notes
+    -----
+    ``ratings.csv`` is for people, ``ratings.parquet`` the same for programs: a row per row of the tables,
+    in their order, and question; see :func:`~stackllm.rating.table.ratings_table`.
+    """
+    path, table = study.workspace.root / "ratings.csv", study.table
+    if not rated:
+        for left in (path, path.with_suffix(".parquet")):
+            with storage_errors(left, "removing what another run asked"):
+                left.unlink(missing_ok=True)
+        return ()
+    rows = table.rows().with_row_index("number")
+    of = pl.when(pl.col("number") < table.n_train).then(pl.lit("train")).otherwise(pl.lit("test"))
+    ratings = ratings_table(rated, rows.with_columns(set=of))
+    write_ratings(ratings, path)
+    study.workspace.reporter.say(f"ratings: {path}")
+    return account(rated, ratings, table.train, table.classes)
+
+
+def hand_out(
+    study: Study,
+    posteriors: Mapping[str, Calibrated],
+    rounds: Sequence[Round],
+    ratings: tuple[Account, ...] = (),
+) -> Run:
     """Publish everything that a run hands out, below the run's folder.
 
     Parameters
@@ -126,6 +161,8 @@ def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequenc
         Of stage one's members, for a run that ends there.
     rounds
         The rounds that were played; empty if the run ends with stage one.
+    ratings
+        From :func:`hand_out_ratings`.
 
     Notes
     -----
@@ -143,7 +180,7 @@ def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequenc
         _write_rows(study, 0, posteriors)
         _write_key(study)
         _write_record(study, board, _members_record(posteriors, study))
-        return Run(root, board)
+        return Run(root, board, ratings=ratings)
     board = leaderboard(rounds, study.design, timings, study.truth)
     best = best_round(rounds)
     _write_predictions(study, rounds, best, full_predictions(study))
@@ -151,7 +188,7 @@ def hand_out(study: Study, posteriors: Mapping[str, Calibrated], rounds: Sequenc
     store_best(study, rounds)
     told = tuple(verdicts(rounds, study.design))
     submission = root / "submission.csv" if study.table.test.height else None
-    return Run(root, board, told, best.number, best.loss, submission)
+    return Run(root, board, told, best.number, best.loss, submission, ratings)
 
 
 def _write_predictions(

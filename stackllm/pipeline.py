@@ -13,7 +13,7 @@ from stackllm.engine.local import PendingError
 from stackllm.members.build import StoredInputs, build_inputs, index_trunk
 from stackllm.members.inputs import load_inputs
 from stackllm.members.stage import cross_fit_members
-from stackllm.outputs import Run, hand_out, recorded, store_best
+from stackllm.outputs import Run, hand_out, hand_out_ratings, recorded, store_best
 from stackllm.planning import Plan, make_plan
 from stackllm.settings import Settings
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
@@ -55,7 +55,11 @@ def run(
     study = open_study(settings, workspace, truth, _rounds(settings, until))
     with recorded(study):
         store_folds(study)
-        return hand_out(study, *play(study, until))
+        inputs = make_inputs(study)
+        ratings = hand_out_ratings(
+            study, inputs.rated
+        )  # before hours of training, for who paid for them
+        return hand_out(study, *play(study, inputs, until), ratings)
 
 
 def plan(
@@ -75,21 +79,27 @@ def plan(
 
 
 def _play_and_store(study: Study, until: Until) -> None:
-    _, rounds = play(study, until)
+    _, rounds = play(study, make_inputs(study), until)
     if rounds:
         store_best(study, rounds)
 
 
-def play(study: Study, until: Until) -> tuple[dict[str, Calibrated], list[Round]]:
-    """Stage one's posteriors where it is the last step, else the rounds that were played."""
+def make_inputs(study: Study) -> StoredInputs:
+    """The label-free matrices of all rows of the table."""
     settings = study.settings
-    inputs = build_inputs(
+    return build_inputs(
         _INPUTS, study.table.rows(), settings.encoder, study.recipes, study.workspace,
         rater=settings.rater, server=settings.server,
     )  # fmt: skip
+
+
+def play(
+    study: Study, inputs: StoredInputs, until: Until
+) -> tuple[dict[str, Calibrated], list[Round]]:
+    """Stage one's posteriors where it is the last step, else the rounds that were played."""
     if until == "features":
         return stage_one(study, inputs, study.design.first_fits())[1], []
-    return {}, play_rounds(study, inputs, _rounds(settings, until))
+    return {}, play_rounds(study, inputs, _rounds(study.settings, until))
 
 
 def _rounds(settings: Settings, until: Until) -> int:

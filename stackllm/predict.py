@@ -20,7 +20,7 @@ from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import UNKNOWN, revision_of
 from stackllm.members import own
 from stackllm.members.boosting import predict_boosting
-from stackllm.members.build import build_inputs
+from stackllm.members.build import StoredInputs, build_inputs
 from stackllm.members.inputs import Inputs, load_inputs
 from stackllm.members.own import is_own
 from stackllm.members.registry import KINDS, Member
@@ -28,6 +28,7 @@ from stackllm.members.stage import full_places, places_of
 from stackllm.metrics import accuracy, mean_with_error, row_losses, shown_with_error
 from stackllm.rating.local import RaterParams
 from stackllm.rating.requests import ServerParams
+from stackllm.rating.table import Rated, ratings_table, write_ratings
 from stackllm.recipes.loader import Recipe, recipes_digest
 from stackllm.settings import build
 from stackllm.stack.features import stack_features
@@ -129,6 +130,11 @@ class Model:
         """Label texts, in the order of the columns."""
         return tuple(self.content["classes"])
 
+    @property
+    def asks(self) -> bool:
+        """Does it ask an LLM about new rows?"""
+        return any(name.endswith(".toml") for name, _ in self.content["recipes"])
+
 
 def open_model(root: Path) -> Model:
     """A finished run's model.
@@ -178,14 +184,20 @@ class Predicted:
     score
         ``log_loss, log_loss_error, accuracy`` where labels were given, else empty. The error is None where
         a single group leaves it unknown.
+    ratings
+        What an LLM answered about the rows, as :func:`~stackllm.rating.table.ratings_table` gives it; None
+        where the model asks nothing.
     """
 
     frame: pl.DataFrame
     score: dict[str, Any]
+    ratings: pl.DataFrame | None = None
 
     def write(self, target: Path | None, csv_safe: bool | None = False) -> None:
-        """Write the table to a file, or to the standard output."""
+        """Write the table to a file, and ratings beside it, or the table alone to the standard output."""
         write_frame(spreadsheet_safe(self.frame) if csv_safe else self.frame, target)
+        if target is not None and self.ratings is not None:
+            write_ratings(self.ratings, ratings_beside(target))
 
     def summary(self) -> dict[str, Any]:
         """The same for programs."""
@@ -198,6 +210,17 @@ class Predicted:
             loss = shown_with_error(self.score["log_loss"], self.score["log_loss_error"])
             lines.append(f"log loss {loss}, accuracy {self.score['accuracy']:.4f}")
         return "\n".join([*lines, f"{self.frame.height} rows"])
+
+
+def ratings_beside(target: Path) -> Path:
+    """Where the ratings stand of rows whose predictions stand in ``target``.
+
+    Examples
+    --------
+    >>> ratings_beside(Path("new.predictions.csv")).as_posix()
+    'new.predictions.ratings.csv'
+    """
+    return target.with_name(f"{target.stem}.ratings.csv")
 
 
 def predict_file(
@@ -237,13 +260,17 @@ def predict_file(
     if truth is not None:  # read before hours of work
         labels = read_scored(truth, table.rows, model.classes, model.data, workspace)
     with overheard(workspace.root / LOG, "predict"):  # a user's class may print
-        probabilities = predict_new(model, rows, workspace, server)
+        opinions = opinions_on(model, rows, workspace, server)
+    probabilities = opinions.posterior
     names = [f"target_{name}" for name in model.classes]
     frame = pl.DataFrame(
         {table.rows.ids.name: rows["row_id"], **dict(zip(names, probabilities.T, strict=True))}
     )
     score = {} if labels is None else _score(probabilities, labels, rows["group_id"].to_numpy())
-    return Predicted(frame, score)
+    if not opinions.rated:
+        return Predicted(frame, score)
+    ratings = ratings_table(opinions.rated, rows.with_columns(set=pl.lit("new")))
+    return Predicted(frame, score, ratings)
 
 
 def _score(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
@@ -297,10 +324,13 @@ class Opinions:
         of all folds averaged.
     posterior
         What the groups make of the blend's, ``(n_rows, n_classes)``.
+    rated
+        What an LLM answered about them, where the models read that.
     """
 
     rows: dict[str, np.ndarray]
     posterior: np.ndarray
+    rated: tuple[Rated, ...] = ()
 
 
 def opinions_on(
@@ -308,7 +338,8 @@ def opinions_on(
 ) -> Opinions:
     """What each model says of new rows; parameters and errors are those of :func:`predict_new`."""
     content = model.content
-    inputs = _inputs(model, rows, workspace, server)
+    stored = _inputs(model, rows, workspace, server)
+    inputs = load_inputs(stored.folder)
     groups, quota = inputs.groups, model.data.quota
     temperatures = {name: np.array(values) for name, values in content["temperatures"].items()}
     every = np.arange(rows.height)
@@ -338,12 +369,12 @@ def opinions_on(
     ordered = {name: everything[name] for name in content["blend"]["names"]}
     blended = final_rows(ordered, full, np.array(content["blend"]["weights"]))
     told = {name: view.mean(axis=0) for name, view in {**everything, "blend": blended}.items()}
-    return Opinions(told, final_posteriors(blended, groups, quota))
+    return Opinions(told, final_posteriors(blended, groups, quota), stored.rated)
 
 
 def _inputs(
     model: Model, rows: pl.DataFrame, workspace: Workspace, server: ServerParams | None
-) -> Inputs:
+) -> StoredInputs:
     content = model.content
     encoder = EncoderParams(**content["encoder"]) if content["encoder"] else None
     recipes = [
@@ -357,13 +388,12 @@ def _inputs(
         for member in content["members"]
         if member["kind"] != _OWN
     ]
-    stored = build_inputs(
+    return build_inputs(
         f"new-{digest(rows)[:16]}", rows, encoder, recipes, workspace,
         trunks=[trunk for trunk in trunks if trunk],
         rater=RaterParams(**{**content["rater"], "ask": ()}),  # its recipes are in the model
         server=server,
     )  # fmt: skip
-    return load_inputs(stored.folder)
 
 
 def _by_fold(

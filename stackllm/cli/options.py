@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from stackllm.outputs import Run
     from stackllm.planning import Plan
     from stackllm.settings import Settings
     from stackllm.workspace import Workspace
@@ -177,7 +177,10 @@ def play(until: Any, truth: Path | None, options: dict[str, Any]) -> None:
     settings = settings_of(**options)
     with workspace_of(**work) as workspace:
         from stackllm import pipeline
+        from stackllm.outputs import Run
 
         step = pipeline.plan if workspace.dry_run else pipeline.run
         result: Run | Plan = step(settings, workspace, until=until, truth=truth)
+    if work["quiet"] and isinstance(result, Run) and not work["as_json"]:
+        result = replace(result, ratings=())
     click.echo(json.dumps(result.summary()) if work["as_json"] else str(result))

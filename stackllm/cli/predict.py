@@ -65,9 +65,13 @@ def predict(
     server = settings_of(config, max_requests=max_requests).server
     beside = new.parent / f"{new.stem}.predictions.csv"
     target = chosen_output(output, beside, options["as_json"], [new, truth])
-    from stackllm.predict import open_model, predict_file
+    from stackllm.predict import open_model, predict_file, ratings_beside
 
     model = open_model(options["artifacts"] / options["name"])  # before a folder is made for it
+    ratings = ratings_beside(target) if target and model.asks else None
+    if ratings:
+        for path in (ratings, ratings.with_suffix(".parquet")):
+            chosen_output(str(path), beside, options["as_json"], [new, truth])
     with workspace_of(**options) as workspace:
         predicted = predict_file(model, workspace, new, columns, truth, server)
         if workspace.dry_run:
@@ -75,7 +79,11 @@ def predict(
             return
         predicted.write(target, csv_safe)
         told = predicted.summary() | {"output": str(target)}
+        if ratings:
+            told["ratings"] = str(ratings)
         if target is None:
             click.echo(predicted.told(), err=True)
         else:
-            click.echo(json.dumps(told) if options["as_json"] else f"{predicted.told()}: {target}")
+            also = f", ratings: {ratings}" if ratings else ""
+            said = f"{predicted.told()}: {target}{also}"
+            click.echo(json.dumps(told) if options["as_json"] else said)

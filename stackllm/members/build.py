@@ -26,6 +26,7 @@ from stackllm.members.lexical import count_ngrams
 from stackllm.rating.ask import ask
 from stackllm.rating.local import RaterParams
 from stackllm.rating.requests import ServerParams
+from stackllm.rating.table import Rated
 from stackllm.recipes.loader import Recipe, recipes_digest, run_recipes
 from stackllm.store.digest import digest
 from stackllm.store.units import make_unit
@@ -47,10 +48,13 @@ class StoredInputs:
         Where :func:`~stackllm.members.inputs.load_inputs` finds them.
     keys
         Digests of what a member may read there.
+    rated
+        What an LLM answered about the rows, for people: members read the features that it became.
     """
 
     folder: Path
     keys: Keys
+    rated: tuple[Rated, ...] = ()
 
 
 def build_inputs(
@@ -85,7 +89,8 @@ def build_inputs(
     """
     # Asked first, for a dry run ends at the first stage that would run, and these may cost money.
     paths = [recipe.path for recipe in recipes if recipe.is_asked]
-    asked = ask(paths, rows, rater or RaterParams(), server or ServerParams(), workspace.cache)
+    rated = ask(paths, rows, rater or RaterParams(), server or ServerParams(), workspace.cache)
+    asked = {it.asked.block: it.columns for it in rated}
     if encoder:
         read, likelihood, identity = encode(rows, encoder, workspace.cache)
     else:
@@ -109,7 +114,7 @@ def build_inputs(
     folder = workspace.run.ensure("inputs", [Task(unit, fill, here=True)])[0]
     for params in trunks:
         index_trunk(name, rows, params, workspace)
-    return StoredInputs(folder, {"inputs": unit.key, "texts": digest(rows)})
+    return StoredInputs(folder, {"inputs": unit.key, "texts": digest(rows)}, tuple(rated))
 
 
 def index_trunk(name: str, rows: pl.DataFrame, params: TrunkParams, workspace: Workspace) -> None:

@@ -52,13 +52,25 @@ class Cost:
     sent
         How many of them were sent, or computed, just now; the others were there.
     prompt_tokens, reply_tokens
-        Tokens of all prompts and replies, as the server or the tokenizer counts them; 0 if it does not say.
+        Tokens of all prompts that were answered, and of their replies.
+    replies, counted
+        How many replies there are, and of how many the server told the tokens; those of the others are
+        estimated, as they are for the LLM on this machine.
+    money, money_now
+        What all replies cost, and those of just now. None where nobody tells a price.
+    seconds
+        How long the LLM on this machine took just now. None for a server.
     """
 
     prompts: int = 0
     sent: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    replies: int = 0
+    counted: int = 0
+    money: float | None = None
+    money_now: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

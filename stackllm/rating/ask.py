@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import polars as pl
 from stackllm.engine.local import Engine, PendingError
 from stackllm.rating.answers import Answered, Answers, Cost
 from stackllm.rating.local import RaterParams, count_missing, prompt_text, rate
+from stackllm.rating.prompt import about_tokens
 from stackllm.rating.question import (
     AskedRecipe,
     Case,
@@ -21,6 +23,7 @@ from stackllm.rating.question import (
 )
 from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server, pending_units
+from stackllm.rating.table import Rated, said_of
 from stackllm.store.digest import digest
 
 JOURNAL = "answers.sqlite"
@@ -33,7 +36,7 @@ def ask(
     rater: RaterParams,
     server: ServerParams,
     cache: Engine,
-) -> dict[str, pl.DataFrame]:
+) -> list[Rated]:
     """Answer asked recipes about every row.
 
     Parameters
@@ -49,9 +52,8 @@ def ask(
 
     Returns
     -------
-    dict
-        For each question its columns by its block, a row per row; see
-        :func:`~stackllm.rating.question.make_columns`.
+    list
+        Each question with its answers and the columns that they become, in the order of the recipes.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def ask(
     recipes = [read_asked(path) for path in paths]
     listed = [list_cases(asked, rows) for asked in recipes]
     if not recipes:
-        return {}
+        return []
     todo = list(zip(recipes, (cases for cases, _ in listed), strict=True))
     try:
         if rater.url:
@@ -75,18 +77,19 @@ def ask(
     except PendingError as error:
         said = f"{rows.height:,} rows; {error}"
         raise PendingError(said, error.units, note=said) from None
-    blocks = {}
+    rated = []
     for recipe, (cases, places), it in zip(recipes, listed, answered, strict=True):
+        if cache.dry_run:
+            cache.reporter.say(f"{recipe.block}: {len(cases)} of {len(cases)} prompts answered")
         for asked, answers in zip(recipe.questions, it.questions, strict=True):
-            why = answers.failures
-            if why:
-                reasons = ", ".join(f"{count} {name}" for name, count in sorted(why.items()))
+            if answers.failures:
                 cache.reporter.warn(
-                    f"{asked.block}: {why.total()} of {len(cases)} prompts have no valid answer ({reasons}); "
-                    "their features are missing values."
+                    f"{asked.block}: {answers.failures.total()} of {len(cases)} prompts have no valid answer "
+                    f"({said_of(answers.failures)}); their features are missing values."
                 )
-            blocks[asked.block] = make_columns(asked, places, answers.probabilities, rows.height)
-    return blocks
+            columns = make_columns(asked, places, answers.probabilities, rows.height)
+            rated.append(Rated(asked, places, answers, columns, recipe.block, it.cost))
+    return rated
 
 
 def _ask_here(
@@ -99,19 +102,25 @@ def _ask_here(
             units = pending_units(todo, [missing for missing, _ in counts])
             told = ", ".join(f"{block}: {said}" for block, said in units.items())
             tokens = sum(tokens for _, tokens in counts)
-            raise PendingError(f"{told}, about {tokens:,} tokens for {rater.backbone}.", units)
+            each = zip(todo, counts, strict=True)
+            of_each = ", ".join(f"{asked.block} {n_tokens:,}" for (asked, _), (_, n_tokens) in each)
+            raise PendingError(
+                f"{told}, about {tokens:,} tokens ({of_each}) for {rater.backbone}.", units
+            )
     return [_answered_here(asked, cases, rater, cache) for asked, cases in todo]
 
 
 def _answered_here(
     recipe: AskedRecipe, cases: list[Case], rater: RaterParams, cache: Engine
 ) -> Answered:
-    missing, tokens = count_missing(recipe, cases, rater, cache.root)
-    prompts = tuple(digest(prompt_text(recipe, case, rater)) for case in cases)
+    missing, _ = count_missing(recipe, cases, rater, cache.root)
+    started = time.perf_counter()
+    every = rate(recipe, cases, rater, cache)
+    seconds = time.perf_counter() - started if missing else 0.0
+    texts = [prompt_text(recipe, case, rater) for case in cases]
+    prompts = tuple(map(digest, texts))
     questions = []
-    for asked, probabilities in zip(
-        recipe.questions, split_answers(recipe, rate(recipe, cases, rater, cache)), strict=True
-    ):
+    for asked, probabilities in zip(recipe.questions, split_answers(recipe, every), strict=True):
         ok = np.isfinite(probabilities).all(axis=1)
         best = np.where(ok[:, None], probabilities, 0.0).argmax(axis=1)
         answers = Answers(
@@ -123,4 +132,7 @@ def _answered_here(
             (True,) * len(cases),
         )
         questions.append(answers)
-    return Answered(tuple(questions), Cost(len(cases), missing, tokens))
+    tokens = sum(map(about_tokens, texts))
+    return Answered(
+        tuple(questions), Cost(len(cases), missing, tokens, replies=len(cases), seconds=seconds)
+    )

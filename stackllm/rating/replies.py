@@ -69,6 +69,8 @@ class Reply:
         Tokens that the server says the prompt had; 0 if it does not say.
     thought
         Whether the LLM thought before it answered.
+    cost
+        What the server says this cost, in its currency; 0 if it does not say.
     """
 
     text: str
@@ -79,6 +81,7 @@ class Reply:
     n_tokens: int
     n_prompt: int = 0
     thought: bool = False
+    cost: float = 0.0
 
     def dump(self) -> str:
         """The reply as JSON."""
@@ -114,8 +117,9 @@ _KINDS = {
     "n_tokens": int,
     "n_prompt": int,
     "thought": bool,
+    "cost": float,
 }
-_LATER = {"n_prompt": 0, "thought": False}
+_LATER = {"n_prompt": 0, "thought": False, "cost": 0.0}
 """What replies of older journals lack."""
 
 
@@ -183,6 +187,7 @@ def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
         _count(body.usage.get("total_tokens")),
         _count(body.usage.get("prompt_tokens")),
         thought,
+        _paid(body.usage.get("cost")),
     )
 
 
@@ -293,6 +298,10 @@ def _details(usage: dict[str, Any]) -> Any:
 
 def _count(told: Any) -> int:
     return told if type(told) is int and 0 <= told < 10**7 else 0
+
+
+def _paid(told: Any) -> float:
+    return float(told) if type(told) in (int, float) and 0 <= told < 10**6 else 0.0
 
 
 def _text_room(keep: int) -> int:

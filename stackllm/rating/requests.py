@@ -33,6 +33,7 @@ _TOKEN_BYTES = 8_000
 """As long as a token with 20 alternatives and their log-probabilities may be in a reply, written with indents."""
 
 PerMinute = Annotated[float, Ge(0), Le(1_000_000_000)]
+Price = Annotated[float, Ge(0), Le(1_000_000_000)]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class ServerParams:
         Whether prompts are handed over as files to the server's batch endpoint, which takes hours and costs less.
     poll_seconds
         How long to wait before asking again whether a batch is done.
+    price_in, price_out
+        What a million tokens of prompts and of replies cost, in any currency; only for telling what was spent.
     allow_http
         Whether unencrypted HTTP may leave this machine.
     """
@@ -89,6 +92,8 @@ class ServerParams:
     any_model: bool = field(default=False, metadata=LATER)
     batch: bool = field(default=False, metadata=LATER)
     poll_seconds: Seconds = field(default=30.0, metadata=LATER)
+    price_in: Price | None = field(default=None, metadata=LATER)
+    price_out: Price | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         check(self)

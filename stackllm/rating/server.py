@@ -15,8 +15,9 @@ import numpy as np
 from stackllm.engine.local import PendingError
 from stackllm.engine.progress import Reporter
 from stackllm.rating.address import check_url
-from stackllm.rating.answers import Answered, Answers, Cost
+from stackllm.rating.answers import Answered, Answers
 from stackllm.rating.batch import ask_in_batches, describe_work
+from stackllm.rating.cost import count_cost, told_of_work
 from stackllm.rating.journal import open_journal, read_batches, read_replies
 from stackllm.rating.local import RaterParams
 from stackllm.rating.question import AskedRecipe, Case
@@ -86,10 +87,11 @@ def ask_server(
         told = (
             f"rater {rater.model}: {sum(map(len, requests))} prompts, {len(replies)} answers in the journal, "
             + describe_work(missing, read_batches(path, url, missing, dry_run), server)
+            + _work_of_each(asked, requests, missing, server)
         )
         if dry_run:
             pending = [sum(key in missing for key in keys) for keys in requests]
-            raise PendingError(f"{told}.", pending_units(asked, pending))
+            raise PendingError(told, pending_units(asked, pending))
         reporter.say(told)
         with open_journal(path) as journal:
             replies |= journal.get(missing)  # another process may have asked since
@@ -103,6 +105,20 @@ def ask_server(
         _answered(recipe, keys, wanted, heard, rater, server)
         for (recipe, _), keys in zip(asked, requests, strict=True)
     ]
+
+
+def _work_of_each(
+    asked: Sequence[tuple[AskedRecipe, list[Case]]],
+    requests: Sequence[Sequence[str]],
+    missing: Mapping[str, Job],
+    server: ServerParams,
+) -> str:
+    """What is still to be sent of each recipe, on a line each."""
+    pending = [[missing[key] for key in {*keys} if key in missing] for keys in requests]
+    return "".join(
+        f"\n  {recipe.block}: {len(jobs)} of {len(cases)} prompts, {told_of_work(jobs, server)}"
+        for (recipe, cases), jobs in zip(asked, pending, strict=True)
+    )
 
 
 def pending_units(
@@ -145,11 +161,5 @@ def _answered(
             tuple(it.measured for it in own),
         )
         questions.append(answers)
-    came = {key: reply for key, reply in zip(keys, replies, strict=True) if reply}
-    cost = Cost(
-        len({*keys}),
-        len(heard.sent & {*keys}),
-        sum(reply.n_prompt for reply in came.values()),
-        sum(reply.n_tokens - reply.n_prompt for reply in came.values()),
-    )
+    cost = count_cost(keys, heard.replies, heard.sent, wanted, server)
     return Answered(tuple(questions), cost)

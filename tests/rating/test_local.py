@@ -367,7 +367,7 @@ def test_a_number_that_is_none_is_missing_and_counted(backbone, engine, monkeypa
         orient="row",
     )
     path = Path("features/gpt_rating.toml")
-    made = ask([path], rows, params(backbone), ServerParams(), engine)["gpt_rating"]
+    made = ask([path], rows, params(backbone), ServerParams(), engine)[0].columns
     assert sorted(made["ok"].to_list()) == [0, 1, 1, 1]
     assert np.isnan(made["expected"].to_numpy()).sum() == 1
     assert "1 of 4 prompts have no valid answer (1 no number)" in capsys.readouterr().err
