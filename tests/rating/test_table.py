@@ -18,7 +18,6 @@ from stackllm.rating.answers import Answers, Cost
 from stackllm.rating.question import Asked, list_cases, make_columns
 from stackllm.rating.table import SCHEMA, Rated, ratings_table, write_ratings
 from stackllm.report.ratings import account, render_accounts
-from stackllm.report.text import inert
 
 BLOCKS = ("gpt_rating", "style_clarity", "style_tone", "topic", "versus")
 SETTINGS = """
@@ -442,9 +441,3 @@ def test_a_rating_that_knows_the_class_explains_everything_and_noise_what_chance
         assert told.questions[0].chance == pytest.approx(1 / (n - n // 2))
     assert shares[0] == pytest.approx(1.0)
     assert shares[1] < 0.03
-
-
-def test_inert_cuts_and_keeps_to_one_line():
-    assert inert("plain") == "plain"
-    assert inert("a" * 100, 10) == "a" * 9 + "…"
-    assert inert("a\r\nb\tc") == "a b c"
