@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,9 @@ from stackllm.rating.advice import lasting_refusals, unreachable
 from stackllm.rating.endpoint import Endpoint, LostError, RefusedError, is_name, open_endpoint
 from stackllm.rating.journal import Batch, Journal
 from stackllm.rating.refusal import Refusal, read_reason
-from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, judge_all, read_reply
+from stackllm.rating.replies import judge_all
 from stackllm.rating.requests import Job, ServerParams, estimate_tokens
+from stackllm.rating.results import Results
 from stackllm.rating.rubric import reply_tokens
 from stackllm.rating.sending import Session, budget_spent, send
 from stackllm.store.digest import digest
@@ -38,15 +38,10 @@ _FIRST_WAIT = 2.0
 """Seconds before the second look at a batch; small ones are done soon."""
 
 _SLOWER = 1.5
-_AT_ONCE = 500
-"""Replies committed with one sync; a file of results can be read again."""
-
 _TRIALS = 20
-"""Prompts that are sent one by one before files go to an LLM that gave no valid answer to the first."""
+"""Prompts that are sent live before files go to an LLM that gave no valid answer to the first."""
 
 _OVER = {"completed", "failed", "expired", "cancelled", "canceled"}
-_UNANSWERED = {"batch_expired", "batch_cancelled", "request_cancelled"}
-"""Codes of lines that the server did not get round to, and did not charge for."""
 
 
 def ask_in_batches(
@@ -174,6 +169,7 @@ class _Asking:
     session: Session = field(default_factory=Session)
     failed: dict[str, str] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
+    lost: list[ServerError] = field(default_factory=list)
     has_valid: bool = False
 
     def unanswered(self, jobs: dict[str, Job]) -> dict[str, Job]:
@@ -244,14 +240,14 @@ class _Asking:
                 file = self.endpoint.upload(content)
                 batch = Batch(digest(self.url, file, list(keys)), self.url, model, keys, keep, file)
                 self.journal.put_batch(batch)
-                self.session.sent += len(keys)
                 batch = replace(batch, id=self.endpoint.create(file, batch.name))
             except RefusedError as error:
                 return batches, [error]
             except LostError as error:
                 self._give_up(batch, error)
-                continue
+                break
             self.journal.put_batch(batch)
+            self.session.sent += len(keys)
             batches.append(batch)
             self.reporter.say(
                 f"batch {batch.id}: {len(keys)} prompts handed over, which may take 24 hours; if you stop this command, "
@@ -260,9 +256,16 @@ class _Asking:
         return batches, []
 
     def settle(self, batches: Sequence[Batch]) -> list[ServerError]:
-        """Wait for batches and read their results; gives why the server refused some of them."""
-        if not batches:
-            return []
+        """Wait for batches and read their results; gives why the server refused some of them.
+
+        One that can't be found stops the run, but not before all others are read.
+        """
+        refused = self._wait_for(batches) if batches else []
+        if self.lost:
+            raise self.lost[0]
+        return refused
+
+    def _wait_for(self, batches: Sequence[Batch]) -> list[ServerError]:
         waiting, refused = {batch.name: batch for batch in batches}, []
         done = dict.fromkeys(waiting, 0)
         wait, shown = min(_FIRST_WAIT, self.server.poll_seconds), 0
@@ -309,7 +312,7 @@ class _Asking:
 
     def _collect(self, batch: Batch, told: Mapping[str, Any]) -> list[ServerError]:
         """Commit the results of a batch that is over, then cross it out."""
-        results = _Results(batch, self.journal, self.endpoint.secret)
+        results = Results(batch, self.journal, self.endpoint.secret)
         named = [told.get(name) for name in ("output_file_id", "error_file_id")]
         files = [file for file in named if isinstance(file, str) and is_name(file)]
         status = str(told.get("status")).casefold()
@@ -348,101 +351,15 @@ class _Asking:
     def _give_up(self, batch: Batch, error: LostError) -> None:
         """A batch that can't be found is paid for, and may be there under another key: users decide."""
         if self.server.batch:
-            raise ServerError(
-                f"{error} Use the key with which it was made, or set [server] batch = false to ask its "
-                f"{len(batch.requests)} prompts anew."
-            ) from None
+            self.lost.append(
+                ServerError(
+                    f"{error} Use the key with which it was made, or set [server] batch = false to ask its "
+                    f"{len(batch.requests)} prompts anew."
+                )
+            )
+            return
         self.reporter.warn(f"{error} Its {len(batch.requests)} prompts are asked anew.")
         self.journal.put_batch(replace(batch, is_over=True))
-
-
-class _Results:
-    """The lines of a batch's results, committed as they come.
-
-    Parameters
-    ----------
-    batch
-        Whose results.
-    journal
-        Gets the replies.
-    secret
-        The API key.
-    """
-
-    def __init__(self, batch: Batch, journal: Journal, secret: str) -> None:
-        self.failed: dict[str, str | Refusal] = {}
-        self.settled: set[str] = set()
-        self.odd: Counter[str] = Counter()
-        self._batch, self._journal, self._secret = batch, journal, secret
-        self._requests = {*batch.requests}
-
-    def read(self, lines: Iterator[bytes | None]) -> None:
-        """Commit what the lines of one file tell; called again where reading it failed midway."""
-        seen: set[str] = set()
-        odd: Counter[str] = Counter()
-        replies: list[tuple[str, Reply]] = []
-        for line in lines:
-            if line is not None and not line.strip():
-                continue
-            entry = _read_json(line)
-            request = str(entry.get("custom_id"))
-            if problem := self._problem(line, entry, request, seen):
-                odd[problem] += 1
-                continue
-            seen.add(request)
-            outcome = _read_entry(entry, self._secret, self._batch.keep)
-            if isinstance(outcome, Reply):
-                replies.append((request, outcome))
-                self.failed.pop(request, None)
-            elif outcome and request not in self.settled:
-                self.failed[request] = outcome
-            if outcome:
-                self.settled.add(request)
-            if len(replies) >= _AT_ONCE:
-                self._journal.put_all(replies, self._batch.model)
-                replies = []
-        self._journal.put_all(replies, self._batch.model)
-        self.odd += odd
-
-    def _problem(
-        self, line: bytes | None, entry: Mapping[str, Any], request: str, seen: set[str]
-    ) -> str:
-        """Why a line tells nothing; empty if it does."""
-        if line is None:
-            return "are longer than [server] max_bytes"
-        if not entry:
-            return "are no JSON objects"
-        if request not in self._requests:
-            return "answer no prompt of ours"
-        return "answer a prompt a second time" if request in seen else ""
-
-
-def _read_json(line: bytes | None) -> dict[str, Any]:
-    """A line's object; empty if it is none."""
-    try:
-        entry = json.loads(line or b"")
-    except (ValueError, RecursionError):
-        return {}
-    return entry if isinstance(entry, dict) else {}
-
-
-def _read_entry(entry: Mapping[str, Any], secret: str, keep: int) -> Reply | Refusal | str:
-    """A line's reply, or why it has none; empty if the server did not get round to it."""
-    response, error = entry.get("response"), entry.get("error")
-    response = response if isinstance(response, dict) else {}
-    body, status = response.get("body"), response.get("status_code")
-    if body and status in (None, 200):
-        try:
-            return read_reply(json.dumps(body).encode(), secret, keep)
-        except ErrorReply as problem:
-            return Refusal(problem.code, problem.reason)
-        except BadReplyError as problem:
-            return str(problem)
-    if isinstance(error, dict) and error.get("code") in _UNANSWERED:
-        return ""
-    words = body or error
-    said = read_reason(json.dumps(words).encode(), secret) if words else ""
-    return Refusal(status, said) if type(status) is int else said or "no answer"
 
 
 def _several(count: int) -> str:

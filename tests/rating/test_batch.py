@@ -178,7 +178,7 @@ def killed_after(steps, monkeypatch):
 
 
 def test_killed_at_every_moment_one_after_the_other(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch_module, "_AT_ONCE", 2)
+    monkeypatch.setattr("stackllm.rating.results._AT_ONCE", 2)
     steps, is_done = 0, False
     while not is_done:
         server.forget()
@@ -539,6 +539,19 @@ def test_refusals_stop_and_nothing_is_lost(server, path, fault, said, name):
     server.faults[name] = [fault]
     with pytest.raises(ServerError, match=said):
         ask(server.url, path)
+    assert np.array_equal(ask(server.url, path).probabilities, EXPECTED(6))
+    assert_paid_once(server, 6)
+
+
+def test_a_batch_that_cannot_be_found_does_not_keep_others_from_being_read(
+    server, path, monkeypatch
+):
+    monkeypatch.setattr(batch_module, "MOST_LINES", 2)
+    server.faults["GET /batches/ID"] = [refused(404)]
+    with pytest.raises(ServerError, match=r"knows no batch batch-1.* ask its 2 prompts anew"):
+        ask(server.url, path)
+    assert path.exists()
+    assert len(read_replies(path, all_requests(path), True)) == 3
     assert np.array_equal(ask(server.url, path).probabilities, EXPECTED(6))
     assert_paid_once(server, 6)
 
