@@ -135,8 +135,8 @@ def svg(band: Band) -> str:
 
 def _text_lines(band: Band) -> list[str]:
     outside = ", ".join(cut(one_line(name), _LABEL) for name in band.outside)
-    judged = f"outside: {outside}" if outside else "none is outside"
-    told = [band.told, cut(judged, 110) if band.kind != "none" else ""]
+    judged = len(band.unjudged) < len(band.pairs) and band.kind != "none"
+    told = [band.told, cut(f"outside: {outside or 'none'}", 110) if judged else ""]
     return [
         f'<text x="{_LEFT}" y="{20 + 18 * i}" fill="#333">{_inert(line)}</text>'
         for i, line in enumerate(told)
@@ -210,6 +210,12 @@ def _inert(text: str) -> str:
     return escape(text.encode("utf-8", "replace").decode(), {'"': "&quot;"})
 
 
+def _middle(band: Band) -> float:
+    """The middle of all CVs."""
+    cvs = [it["cv"] for it in band.pairs]
+    return float(min(cvs) + max(cvs)) / 2
+
+
 def _png(band: Band) -> bytes:
     from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
 
@@ -227,10 +233,12 @@ def _png(band: Band) -> bytes:
         )
     for pair in band.pairs:
         colour = OUTSIDE if pair["name"] in band.outside else INSIDE
+        right = pair["cv"] > _middle(band)  # or its name would leave the picture
         axes.plot(pair["cv"], pair["lb"], "o", color=colour)
         axes.annotate(
             cut(one_line(pair["name"]), _LABEL).replace("$", r"\$"),
-            (pair["cv"], pair["lb"]), xytext=(6, 2), textcoords="offset points", color=colour, fontsize=8,
+            (pair["cv"], pair["lb"]), xytext=(-6 if right else 6, 2), textcoords="offset points", color=colour, fontsize=8,
+            ha="right" if right else "left",
         )  # fmt: skip
     axes.set(xlabel="CV, out of fold", ylabel="LB, public")
     axes.set_title(band.told.replace("$", r"\$"), fontsize=7)

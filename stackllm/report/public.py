@@ -328,7 +328,7 @@ def render_band(band: Band, path: Path) -> str:
         for pair in band.pairs:
             if pair["name"] in band.outside:
                 lines.append(f"outside: {one_line(pair['name'])}, {_where(band, pair)}")
-        if not band.outside:
+        if not band.outside and len(band.unjudged) < len(band.pairs):
             lines.append("none is outside")
     named = {
         "can't be judged": band.unjudged,

@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import re
+import shlex
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,7 +244,6 @@ def test_models_and_what_was_trained_elsewhere(tmp_path):
     ],
 )
 def test_what_makes_no_sense_is_a_sentence_and_enters_nothing(tmp_path, options, code, sentence):
-    import re
 
     run_in(tmp_path)
     before = (tmp_path / LOGBOOK).read_bytes()
@@ -394,3 +396,19 @@ def test_png_needs_matplotlib(tmp_path):
     else:
         typed("--artifacts", tmp_path, "--lb-plot", tmp_path / "a.png")
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+PAGE = Path(__file__).parents[2] / "docs/logbook.md"
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch):
+    """What is typed there prints what stands there, and draws the page's picture."""
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8").split("### Example")[1]
+    commands = re.findall(r"^stackllm runs (.*)$", text, re.M)
+    assert len(commands) == 4
+    for command in commands:
+        told = typed(*shlex.split(command))
+    assert told == re.search(r"```text\n(.*?)```", text, re.S)[1]
+    drawn = (tmp_path / "logbook.svg").read_text(encoding="utf-8")
+    assert drawn == PAGE.with_suffix(".svg").read_text(encoding="utf-8")
