@@ -27,7 +27,7 @@ from stackllm.llm.backbone import load_config
 from stackllm.llm.encode import EncoderParams
 from stackllm.llm.locate import anchored, check_backbone, is_ready, with_revision
 from stackllm.members.boosting import BoostingParams
-from stackllm.members.external import ExternalParams
+from stackllm.members.external import ExternalParams, expanded
 from stackllm.members.own import is_own
 from stackllm.members.registry import DEFAULT_MEMBERS, KINDS, Member, kind_of
 from stackllm.parameters import (
@@ -408,7 +408,9 @@ def _members(
             default = DEFAULT_MEMBERS
             members += DEFAULT_MEMBERS
         elif kind == "external":
-            external.append(build(label, ExternalParams, {**named, **given}, None, folder))
+            for one in expanded(label, {**named, **given}, folder):
+                _check_name(label, one.get("name", "member"))
+                external.append(build(label, ExternalParams, one, None, folder))
         elif isinstance(kind, str) and (kind in KINDS or is_own(kind)):
             if is_own(kind):  # a file name, with the class behind it
                 kind = _anchored(FileName, kind, folder, label)

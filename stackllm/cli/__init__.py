@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import keyword
 import re
 import sys
 from typing import Any
@@ -21,6 +22,7 @@ COMMANDS = {
     "run": "All four steps.",
     "predict": "Apply a run's stored models to new groups.",
     "export": "Export fine-tuned models for peft and the model hub.",
+    "import": "Take over predictions that others left, as members.",
     "compare": "Compare two runs, models or files of predictions.",
     "runs": "List all runs with their scores.",
     "clean": "Remove runs or parts of the cache.",
@@ -40,8 +42,9 @@ class LazyGroup(click.Group):
         """Import the command's module."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"stackllm.cli.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"stackllm.cli.{name}")
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -114,11 +114,11 @@ class Table:
 
     def train_rows(self) -> Rows:
         """The training rows, to be matched to another table."""
-        return Rows(self.train["row_id"].rename(self.id_name), self.sources[0])
+        return _rows(self.train, self.id_name, self.sources[0])
 
     def test_rows(self) -> Rows:
         """The test rows, to be matched to another table."""
-        return Rows(self.test["row_id"].rename(self.id_name), self.sources[1])
+        return _rows(self.test, self.id_name, self.sources[1])
 
 
 @dataclass(frozen=True)
@@ -329,3 +329,7 @@ def _quota_notes(
     if shared:
         notes.append(f"{len(shared)} groups stand in both {params.train} and {params.test}.")
     return notes
+
+
+def _rows(frame: pl.DataFrame, id_name: str, source: Path) -> Rows:
+    return Rows(frame["row_id"].rename(id_name), source, frame["response"])

@@ -21,7 +21,9 @@ from stackllm.tables.strict_csv import POLARS_ERRORS, read_header, read_records
 
 
 def read_frame(
-    path: Path, numbers: Callable[[list[str]], list[str]] = lambda header: []
+    path: Path,
+    numbers: Callable[[list[str]], list[str]] = lambda header: [],
+    index: str | None = None,
 ) -> pl.DataFrame:
     """Read a CSV or Parquet file: text as it stands, and numbers where they are expected.
 
@@ -31,6 +33,9 @@ def read_frame(
         The file; Parquet is known by its first bytes.
     numbers
         Says which columns of the header hold numbers. They come as Float64, all others as text.
+    index
+        What to call the first column of a CSV where it has no name, as pandas writes its index. None:
+        that is refused.
 
     Returns
     -------
@@ -43,11 +48,13 @@ def read_frame(
     MissingInputError, DataError, StorageError
         In one sentence.
     """
-    content = _content(path)
+    content = read_content(path)
     if content.startswith(b"PAR1"):
         return _parquet(path, content, numbers)
     content = csv_text(path, content)
     header = read_header(path, content)
+    if index is not None and not header[0].strip():
+        header = [index, *header[1:]]
     _check_names(path, header)
     wanted = numbers(header)
     frame = read_records(path, content, header, wanted)
@@ -198,7 +205,14 @@ def _writing(path: Path) -> Iterator[None]:
             ) from error
 
 
-def _content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """The bytes of a file that is not empty.
+
+    Raises
+    ------
+    MissingInputError, DataError, StorageError
+        In one sentence.
+    """
     if path.is_dir():
         raise MissingInputError(f"{path}: this is a folder. Name the file inside it.")
     try:

@@ -31,10 +31,13 @@ class Rows:
         Their ids, text, ``(n_rows,)``, each once; the series is called as their column is.
     source
         The file that they come from, for messages.
+    texts
+        Their texts, ``(n_rows,)``: what to match a table by that has no ids.
     """
 
     ids: pl.Series
     source: Path
+    texts: pl.Series | None = None
 
 
 def id_column(

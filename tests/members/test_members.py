@@ -314,4 +314,4 @@ def test_external_members_are_checked_and_in_sample_ones_warned_of(design, tmp_p
     cheating[np.arange(120), design.labels] = 0.99
     params = ExternalParams("x", write("in.csv", ids[0], cheating), test)
     _, warnings = read_external(params, design, *rows, classes)
-    assert "were its OOF rows in its training data?" in warnings[0]
+    assert "Were its OOF rows in its training data?" in warnings[0]
