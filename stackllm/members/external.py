@@ -21,7 +21,7 @@ from stackllm.probabilities import log_probabilities
 from stackllm.tables.ids import Rows
 from stackllm.tables.imports import read_predictions
 
-_ERRORS, _SHARE, _ENTROPY = 4.0, 1 / 3, 0.75
+_ERRORS, _SHARE, _ENTROPY = 4.0, 0.2, 0.75
 """What must be seen before predictions look as if they had seen their rows; see :func:`in_sample_sign`."""
 
 
@@ -143,7 +143,7 @@ def in_sample_sign(oof: np.ndarray, test: np.ndarray, design: Design) -> str | N
     Models are surer of rows that they saw: the likeliest class leads the second by more. If no model saw
     its row, the lead (in log-odds, which a temperature scales everywhere alike) is as large on the test rows, but for
     their models being averaged, which takes some of it: so it must be larger by more than four standard errors
-    over groups *and* by a third. Where single models are too sure of themselves averages lose more of
+    over groups *and* by a fifth. Where single models are too sure of themselves averages lose more of
     it, but those lose on labels, too: so the log loss out of fold must also be less than three quarters of the
     test rows' mean entropy, which it estimates.
 
