@@ -195,10 +195,10 @@ def misnamed(url: str, told: str, asked: str) -> ServerError:
 def never_done_thinking(url: str, reply: Reply, count: int, server: ServerParams) -> ServerError:
     """For an LLM whose tokens run out while it thinks."""
     more = max(_THOUGHT_TOKENS, 4 * server.max_tokens)
-    place = "in the content" if reply.text.strip() else "beside an empty content"
     return ServerError(
         f"{url}: the model thinks before it answers, and its tokens run out first: {count} replies in a row ended with "
-        f'finish_reason "{one_line(reply.finish) or "none"}" and thought {place}. They are kept. '
+        f'finish_reason "{one_line(reply.finish)}" within their thought, which stands in <think> or beside the content, '
+        "and said nothing else. They are kept. "
         f"Set [server] max_tokens = {more} or so (now {server.max_tokens}), or turn thinking off: "
         '[server] extra = {reasoning_effort = "low"} or {chat_template_kwargs = {enable_thinking = false}}.'
     )

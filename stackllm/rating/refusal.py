@@ -28,17 +28,17 @@ Kind = Literal[
 
 _QUOTA = re.compile(
     r"insufficient[_ ](user[_ ])?(quota|credit|balance|fund)|exceeded your current quota|credits? balance"
-    r"|(out of|no|not enough|more) credits|(billing|spend\w*) (hard )?limit|payment required|quota_exceeded"
+    r"|(out of|no|not enough|more) credits|(billing|spend\w*) (hard )?limit|payment required|quota_exceeded|usage limit"
     r"|\barrears\b|余额不足|欠费"
 )
 _SOON = re.compile(r"(retry|try again) (in|after) |per[- ](minute|second)|rate.?limit|[rt]pm\b")
 _CONTEXT = re.compile(
     r"(context|sequence)[ _-]?(size|length|window)|exceed_context|maximum (context|prompt|input)|max_model_len|n_ctx"
     r"|(prompt|input|messages?|request)( is| are|_is)? too (long|large)|too many (input )?tokens"
-    r"|reduce the length|(inputs?|prompt) tokens.*(exceed|must be|at most)|longer than the (model|maximum)"
+    r"|reduce the length|(inputs?|prompt) tokens.*(exceed|must be|at most)|longer than the (model|maximum)|token count.*exceed"
 )
 _PATH = re.compile(
-    r"unexpected endpoint|method not allowed|invalid url|no (such )?route|unknown (endpoint|url|path)|cannot post"
+    r"^(404 )?(page |path |route )?not found\.?$|unexpected endpoint|method not allowed|invalid url|no (such )?route|unknown (endpoint|url|path)|cannot post"
 )
 _MODEL = re.compile(
     r"model[^.;]{0,120}?(not[ _]found|(does|do|did)(es)? ?n[o']t exist|not exist|unknown|not (a )?(valid|loaded|served"

@@ -245,7 +245,8 @@ def _weigh(url: str, job: Job, reply: Reply, state: _Asking) -> None:
             state.measured += any(it.measured for it in judged)
     else:
         state.invalid_in_a_row += 1
-        state.thinking_in_a_row += status == "still thinking"
+        unsaid = status == "cut off" and not reply.text.strip()  # thought that is not shown
+        state.thinking_in_a_row += unsaid or status == "still thinking"
     if status == "wrong model":
         state.misnamed_in_a_row += 1
         if not state.named or state.misnamed_in_a_row >= _MISNAMED:

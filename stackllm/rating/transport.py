@@ -201,7 +201,8 @@ class Transport:
 
     async def _attempt(self, prompt: _Prompt, clock: asyncio.Timeout) -> Reply:
         used, without = self.dialect, self._without
-        if prompt.broken > 1 and self._without < 2 and not self._is_proven(used):
+        enough = min(2, self.params.attempts - 1)  # the last attempt is without, if not the third
+        if 0 < enough <= prompt.broken and self._without < 2 and not self._is_proven(used):
             return await self._try_without(prompt, clock)
         try:
             reply = await self._exchange(used, prompt, clock)

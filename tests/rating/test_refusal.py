@@ -113,6 +113,15 @@ def test_reasons_that_differ_in_numbers_are_one():
         (400, "bad request", "prompt"),
         (503, "Loading model", "loading"),
         (503, "overloaded", "busy"),
+        (0, "Not Found", "path"),
+        (500, "Requested tokens (600) exceed context window of 512", "context"),
+        (400, "input length exceeds maximum context length", "context"),
+        (400, "The decoder prompt (length 700) is longer than the maximum model length", "context"),
+        (400, "The input token count (9) exceeds the maximum number allowed", "context"),
+        (400, "Please reduce the length of the messages or completion.", "context"),
+        (400, "Your credit balance is too low to access the API.", "quota"),
+        (400, "top_logprobs: Input should be less than or equal to 5", "prompt"),
+        (400, "`temperature` must be strictly positive", "prompt"),
     ],
 )  # fmt: skip
 def test_what_a_refusal_is_about(status, said, kind):

@@ -807,8 +807,8 @@ def test_any_dialect_is_learnt_and_told_once(tmp_path, capsys):
 
 
 def test_a_server_that_breaks_with_logprobs_is_asked_without(tmp_path, capsys):
-    for concurrency in (1, 4):
-        params = replace(SERVER, concurrency=concurrency)
+    for concurrency, attempts in ((1, 2), (4, 3)):
+        params = replace(SERVER, concurrency=concurrency, attempts=attempts)
         with chat_server(breaks_with_logprobs) as server:
             path = tmp_path / f"{concurrency}.sqlite"
             answers, told = written(server, map(str, range(20)), path, capsys, params)
