@@ -93,10 +93,12 @@ class BatchServer(ChatServer):
     def __init__(self, behave: Behave) -> None:
         super().__init__(behave)
         self.RequestHandlerClass = BatchHandler
+        self._usual = behave
         self.forget()
 
     def forget(self) -> None:
         """Be as new."""
+        self.behave = self._usual
         self.seen: Counter[str] = Counter()
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.files: dict[str, bytes] = {}

@@ -28,7 +28,7 @@ from stackllm.rating.batch import cut_files
 from stackllm.rating.endpoint import Endpoint, _split_lines
 from stackllm.rating.journal import Batch, Journal, open_journal, read_batches, read_replies
 from stackllm.rating.local import RaterParams
-from stackllm.rating.question import Asked, Case
+from stackllm.rating.question import Asked, Case, Rubric
 from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server
 
@@ -105,13 +105,64 @@ def test_the_first_prompt_goes_live_and_the_others_as_a_file(server, path):
     assert_paid_once(server, 6)
 
 
-def test_answers_are_the_same_as_live_ones(server, path, tmp_path):
-    tokens = [("7", {"7": 0.5, "8": 0.3, "9": 0.2})]
-    server.say = lambda body: completion("7", tokens)
-    by_file, live = ask(server.url, path), ask(server.url, tmp_path / "live.sqlite", batch=False)
-    assert np.array_equal(by_file.probabilities, live.probabilities)
-    assert by_file[1:] == live[1:] if isinstance(by_file, tuple) else by_file.status == live.status
-    assert by_file.measured == (True,) * 6
+RUBRIC = Rubric("r", "Review it.", (ASKED, Asked("r_b", "category", "Tone?", ("warm", "cold"))))
+SPELLED = [
+    ("gpt", 1),
+    ("_rating", 1),
+    (":", 1),
+    (" ", 1),
+    ("7", 0.5),
+    ("\n", 1),
+    ("b", 1),
+    (":", 1),
+    (" warm", 0.75),
+]
+
+
+@pytest.mark.parametrize("recipe", [ASKED, RUBRIC], ids=["a question", "a rubric"])
+def test_answers_are_the_same_as_live_ones(server, tmp_path, recipe):
+    spelled = [(" ", 1)] * 12 + SPELLED  # more than are kept of a single answer
+    tokens = [(token, {token: p, **({"8": 0.5} if token == "7" else {})}) for token, p in spelled]
+    if recipe is ASKED:
+        tokens = tokens[16:17]
+    text = "".join(token for token, _ in tokens)
+    server.say = lambda body: completion(text, tokens)
+    cases = [Case("What?", (f"text number {i}",)) for i in range(4)]
+    rater, quiet = RaterParams(url=server.url, model="tiny"), Reporter(quiet=True)
+    by_file, live = (
+        ask_server(
+            [(recipe, cases)], rater, ServerParams(batch=batch, poll_seconds=0.001),
+            tmp_path / f"{batch}.sqlite", quiet, False,
+        )[0].questions
+        for batch in (True, False)
+    )  # fmt: skip
+    assert len(server.batches) == 1
+    for one, other in zip(by_file, live, strict=True):
+        assert one.status == other.status == ("ok",) * 4
+        assert one.measured == other.measured
+        assert one.texts == other.texts
+        assert np.array_equal(one.probabilities, other.probabilities)
+    assert all(by_file[0].measured)
+
+
+def test_lines_speak_the_dialect_that_the_first_prompt_has_found(server, path):
+    def strict(handler, body, number):
+        if "max_tokens" in body:
+            handler.send(
+                {"error": {"message": "max_tokens is not taken, max_completion_tokens is"}}, 400
+            )
+        elif body.get("top_logprobs", 0) > 5:
+            handler.send({"error": {"message": "top_logprobs may be 5 at most"}}, 400)
+        else:
+            handler.send(rating(body))
+
+    server.behave = strict
+    assert np.array_equal(ask(server.url, path).probabilities, EXPECTED(6))
+    for order in server.orders("batch-1"):
+        assert order["body"]["max_completion_tokens"] == 16
+        assert order["body"]["top_logprobs"] == 5
+        assert "max_tokens" not in order["body"]
+    assert len(server.bodies) == 3
 
 
 def test_files_are_cut_at_lines_and_bytes(monkeypatch):
