@@ -29,6 +29,7 @@ from stackllm.cli.options import CONFIG, FILE, column_options, settings_of
 @click.option(
     "--to", "into", type=Path, default=Path("imports"), show_default=True, help="Folder of imports."
 )
+@click.option("--replace", is_flag=True, help="Replace an import of that name.")
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def import_(
@@ -36,6 +37,7 @@ def import_(
     name: str,
     tests: tuple[Path, ...],
     into: Path,
+    replace: bool,
     config: Path | None,
     as_json: bool,
     **options: Any,
@@ -59,6 +61,13 @@ def import_(
     settings = settings_of(config, **options)
     run = settings.run
     told = import_files(
-        files, name, settings.data, n_folds=run.folds, seed=run.seed, tests=tests, into=into
+        files,
+        name,
+        settings.data,
+        n_folds=run.folds,
+        seed=run.seed,
+        tests=tests,
+        into=into,
+        replace=replace,
     )
     click.echo(json.dumps(told.summary()) if as_json else str(told))

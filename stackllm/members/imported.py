@@ -18,12 +18,15 @@ from stackllm.errors import DataError, UsageError
 from stackllm.members.external import in_sample_sign
 from stackllm.metrics import mean_with_error, row_losses, shown_with_error
 from stackllm.probabilities import Floats
-from stackllm.store.atomic import make_folder, write_file, write_text
+from stackllm.store.atomic import make_folder, replace_folder, write_text
 from stackllm.store.digest import file_digest
 from stackllm.tables.columns import usual_column
 from stackllm.tables.contest import Table, TableParams, read_training
 from stackllm.tables.ids import ID_NAMES, Rows
 from stackllm.tables.imports import Outside, joined, places, read_outside
+
+_RECORD = "import.json"
+"""Tells a folder of imports from any other that stands in its place."""
 
 _OF_TRAINING = re.compile(r"oof|val|train|fold", re.IGNORECASE)
 _OF_TEST = re.compile(r"test|sub|infer", re.IGNORECASE)
@@ -89,6 +92,7 @@ def import_files(
     seed: int = 0,
     tests: Sequence[Path] = (),
     into: Path = Path("imports"),
+    replace: bool = False,
 ) -> Imported:
     """Take over predictions: one or several whole out-of-fold files, or one per fold, and those of the test rows.
 
@@ -107,6 +111,8 @@ def import_files(
         Files of test rows, where it does not show.
     into
         Folder of imports.
+    replace
+        May an import of that name give way?
 
     Raises
     ------
@@ -120,10 +126,9 @@ def import_files(
             f'the name "{name}" must be up to 64 letters, digits, _ and -, no - in front, and neither stack nor blend.'
         )
     folder = into / name
-    if folder.exists():
-        raise UsageError(
-            f"{folder}: there is an import of that name already. Choose another, or remove the folder first."
-        )
+    if folder.exists() and not (replace and (folder / _RECORD).is_file()):
+        step = "set the setting replace" if (folder / _RECORD).is_file() else "move it"
+        raise UsageError(f"{folder}: this is there already. Choose another name, or {step}.")
     table = read_training(data)
     train, test = table.train_rows(), table.test_rows()
     parts = [read_outside(path, table.classes) for path in files]
@@ -280,18 +285,19 @@ def _store(
     notes: Sequence[str],
     warnings: Sequence[str],
 ) -> None:
-    for which in ("oof", "test"):
-        make_folder(folder / which)
-    for member, views in made.items():
-        for which, rows, matrix in zip(
-            ("oof", "test"), (table.train, table.test), views, strict=True
-        ):
-            columns = dict(zip(table.classes, matrix.T, strict=True))
-            frame = pl.DataFrame({table.id_name: rows["row_id"], **columns})
-            write_file(folder / which / f"{member}.parquet", frame.write_parquet)
     content = {
         "sources": {str(path): file_digest(path) for path in sources},
         "notes": list(notes),
         "warnings": list(warnings),
     }
-    write_text(folder / "import.json", json.dumps(content, indent=1, sort_keys=True))
+
+    def fill(temporary: Path) -> None:
+        write_text(temporary / _RECORD, json.dumps(content, indent=1, sort_keys=True))
+        for at, (which, rows) in enumerate((("oof", table.train), ("test", table.test))):
+            make_folder(temporary / which)
+            for member, views in made.items():
+                columns = dict(zip(table.classes, views[at].T, strict=True))
+                frame = pl.DataFrame({table.id_name: rows["row_id"], **columns})
+                frame.write_parquet(temporary / which / f"{member}.parquet")
+
+    replace_folder(folder, fill)

@@ -216,6 +216,14 @@ def test_several_whole_files_are_members_and_a_pattern_takes_them(
     assert [it.name for it in settings.external] == [f"x_model_{i}" for i in range(3)]
     taken = CliRunner().invoke(cli, ["import", *words[:2], "--as", "zoo"])
     assert isinstance(taken.exception, UsageError)
+    assert "or set --replace" in str(taken.exception)
+    before = Path("imports/zoo/oof/zoo_model_2.parquet").read_bytes()
+    again = CliRunner().invoke(cli, ["import", *words, "--as", "zoo", "--replace", "--json"])
+    assert again.stdout == done.stdout
+    assert Path("imports/zoo/oof/zoo_model_2.parquet").read_bytes() == before
+    Path("imports/mine").mkdir()
+    mine = CliRunner().invoke(cli, ["import", *words, "--as", "mine", "--replace"])
+    assert "Choose another name, or move it" in str(mine.exception)
     Path("tests/model 1.npy").unlink()
     with pytest.raises(MissingInputError, match=r"tests/model 1\.npy: there is no such file"):
         read_settings(None, {})
