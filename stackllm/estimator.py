@@ -21,10 +21,9 @@ from stackllm.pipeline import Until, run
 from stackllm.predict import Model, open_model, predict_new
 from stackllm.rating.requests import ServerParams
 from stackllm.report.explain import Explanation, explain_row
-from stackllm.report.logbook import RECORD
 from stackllm.settings import Settings, make_settings, read_settings
 from stackllm.store.atomic import make_folder, write_file
-from stackllm.store.records import read_json
+from stackllm.store.records import RECORD, read_json
 from stackllm.study import read_scored
 from stackllm.tables.contest import NewRows, read_new, read_training
 from stackllm.tables.frames import from_native, like_native

@@ -30,14 +30,14 @@ from stackllm.rating.table import Rated, ratings_table, write_ratings
 from stackllm.report.changes import NO_NUMBER, flat
 from stackllm.report.doctor import versions
 from stackllm.report.leaderboard import best_round, leaderboard, member_scores, render, verdicts
-from stackllm.report.logbook import EARLIER, RECORD, SCORES, STATE, describe, record_run
+from stackllm.report.logbook import EARLIER, SCORES, STATE, describe, record_run
 from stackllm.report.ratings import Account, account, render_accounts
 from stackllm.report.stored import POSTERIORS, PREDICTIONS, ROWS
 from stackllm.stack.posteriors import Calibrated, cross_posteriors
 from stackllm.stack.round import Round, final_posteriors, final_rows
 from stackllm.store.atomic import make_folder, storage_errors, write_file, write_text
 from stackllm.store.digest import file_digest
-from stackllm.store.records import read_json
+from stackllm.store.records import RECORD, read_json
 from stackllm.study import Study
 from stackllm.tables.contest import Table
 from stackllm.tables.spreadsheet import spreadsheet_safe

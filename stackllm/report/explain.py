@@ -11,9 +11,8 @@ import polars as pl
 
 from stackllm.members.lexical import telltale
 from stackllm.predict import Model, Opinions, opinions_on, unit_folders
-from stackllm.report.logbook import RECORD
 from stackllm.report.text import aligned
-from stackllm.store.records import read_json
+from stackllm.store.records import RECORD, read_json
 from stackllm.tables.contest import NewRows, Table, read_training
 from stackllm.workspace import Workspace
 

@@ -24,10 +24,9 @@ from stackllm.errors import (
 )
 from stackllm.llm.prompts import PromptParams, special_ends
 from stackllm.report.card import Base, MemberCard, Reading, card
-from stackllm.report.logbook import RECORD
 from stackllm.store.atomic import replace_folder
 from stackllm.store.digest import file_digest
-from stackllm.store.records import read_json, write_json
+from stackllm.store.records import RECORD, read_json, write_json
 from stackllm.store.units import MANIFEST, Unit, open_unit, stored_key
 
 if TYPE_CHECKING:

@@ -16,11 +16,10 @@ from stackllm.llm.hub import hub_model
 from stackllm.llm.locate import EMBEDDED, EMBEDDED_HUB_NAME
 from stackllm.parameters import shown
 from stackllm.rating.ask import JOURNAL
-from stackllm.report.logbook import RECORD
 from stackllm.report.text import aligned
 from stackllm.store.atomic import storage_errors
 from stackllm.store.lock import locked
-from stackllm.store.records import read_json
+from stackllm.store.records import RECORD, read_json
 from stackllm.store.units import QUARANTINE, keys_in
 from stackllm.workspace import SHARED
 

@@ -23,11 +23,11 @@ from stackllm.report.changes import NO_NUMBER, chosen, of_member
 from stackllm.store.digest import digest
 from stackllm.store.ledger import Entry, append, read_ledger
 from stackllm.store.lock import is_locked
-from stackllm.store.records import read_json
+from stackllm.store.records import RECORD, read_json
 
 LOGBOOK = "logbook.jsonl"
-RECORD, STATE, EARLIER = "run.json", "state.json", "earlier"
-"""How a run was made, whether it finished, and the folder of what runs of other settings handed out."""
+STATE, EARLIER = "state.json", "earlier"
+"""Whether a run finished, and the folder of what runs of other settings handed out."""
 
 SCORES = (
     "raw", "raw_se", "posterior", "posterior_se", "accuracy", "auc", "test_one_fold", "test_raw", "test_posterior",

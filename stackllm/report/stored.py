@@ -12,8 +12,7 @@ import polars as pl
 
 from stackllm.errors import DataError, MissingInputError, UsageError, did_you_mean
 from stackllm.probabilities import Floats
-from stackllm.report.logbook import RECORD
-from stackllm.store.records import read_json
+from stackllm.store.records import RECORD, read_json
 from stackllm.tables.files import read_frame
 
 PREDICTIONS, POSTERIORS, ROWS = "predictions", "posteriors", "rows_{}.parquet"

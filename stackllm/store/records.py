@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+RECORD = "run.json"
+"""The file in a run's folder that tells how it was made."""
+
 
 def read_json(path: Path) -> Any:
     """What a JSON file in UTF-8 holds; what the system and the parser raise is for the caller to judge."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -258,3 +260,12 @@ def test_where_the_groups_cannot_go(words, said, tmp_path, monkeypatch) -> None:
     frame(STRONG).write_csv("b.csv")
     done = CliRunner().invoke(cli, ["compare", *words, "--truth", "a.csv"])
     assert said in str(done.exception)
+
+
+def test_comparing_loads_nothing_heavy() -> None:
+    code = (
+        "import stackllm, sys; stackllm.compare([[.9, .1]], [[.5, .5]], truth=[0], groups=['q']);"
+        "print([it for it in ('torch', 'transformers', 'sklearn', 'lightgbm', 'pydantic') if it in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
