@@ -16,7 +16,7 @@ from stackllm.rating.question import AskedRecipe, Rubric, slug
 from stackllm.rating.spelling import Tokens, cut_tokens
 
 _LINE = re.compile(
-    r"""\s*(?:(?:[-+*•]|\#+|\(?\d{1,2}[.)])\s+)?["'`*_]*([^\W\d_][\w -]*?)["'`*_]*\s*[:：]\**"""
+    r"""\s*(?:(?:[-+*•]|\#+|\(?\d{1,2}[.)])\s+)?["'`*_]*([^\W\d_][\w -]{0,60}?)["'`*_]{0,9}\s{0,9}[:：]\**"""
 )
 _LINE_OVER = re.compile(r"[\r\nĊ]")
 _QUOTE_OVER = re.compile(r'"')
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     text
         The answer as it stands there.
     tokens
-        Those that spell it, cut to it; empty if there are none.
+        Those that spell it, cut to it; empty if there are none, or it is not the only answer.
     last
         Whether nothing came after it, so that it may have been cut off.
     """
@@ -83,12 +83,19 @@ def split(text: str, tokens: Tokens, names: Sequence[str]) -> list[list[Part]]:
     >>> [[part.text for part in parts] for parts in split(reply, (), ["clarity", "tone", "depth"])]
     [['4'], ['casual'], []]
     """
-    parts: dict[str, list[Part]] = {name: [] for name in names}
+    entries: dict[str, list[_Entry]] = {name: [] for name in names}
     for entry in _entries(text):
-        if entry.name in parts:
-            spelled = cut_tokens(tokens, text, entry.begin, entry.end, entry.over)
-            parts[entry.name].append(Part(entry.text, spelled, entry.end == len(text)))
-    return list(parts.values())
+        if entry.name in entries:
+            entries[entry.name].append(entry)
+    return [
+        [_part(text, tokens if len(own) == 1 else (), entry) for entry in own]
+        for own in entries.values()
+    ]
+
+
+def _part(text: str, tokens: Tokens, entry: _Entry) -> Part:
+    spelled = cut_tokens(tokens, text, entry.begin, entry.end, entry.over) if tokens else ()
+    return Part(entry.text, spelled, entry.end == len(text))
 
 
 def _entries(text: str) -> Iterator[_Entry]:

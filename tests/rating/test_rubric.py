@@ -113,6 +113,15 @@ def test_a_reply_that_was_cut_off(text, expected):
     assert said(text, finish="length") == expected
 
 
+@pytest.mark.parametrize(
+    "text", ["a" + "_" * 20_000, '{"a": 1,' * 2000, "{" * 9000, '{"a":' * 1500, "a: 1\n" * 2000]
+)
+def test_a_reply_that_repeats_itself_without_end_answers_nothing(text):
+    tokens = tuple((letter, ((letter, -0.1), ("?", -3.0))) for letter in text)
+    for parts in split(text, tokens, MANY.names):
+        assert len(parts) != 1
+
+
 def test_of_a_reply_without_end_the_beginning_and_the_end_are_read():
     long = "x" * 10_000
     assert said(f"clarity: 3\n{long}\ntone_of_voice: 10", MANY)[:3] == ["3", "left out", "10"]
