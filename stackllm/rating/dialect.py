@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from stackllm.rating.refusal import names_logprobs
+
 _FEW = 5
 """As many likely tokens as older vLLM and many hosts give at most."""
 
@@ -96,11 +98,6 @@ def guided(dialect: Dialect, reason: str, fixed: Collection[str]) -> Dialect | N
     if names_logprobs(said):
         return _fewer(dialect, said, fixed)
     return None
-
-
-def names_logprobs(reason: str) -> bool:
-    """Whether a server speaks of log-probabilities."""
-    return bool(re.search(r"log[ _-]?prob", reason.casefold()))
 
 
 def blind(dialect: Dialect, fixed: Collection[str]) -> Iterator[Dialect]:

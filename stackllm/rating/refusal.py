@@ -40,10 +40,11 @@ _CONTEXT = re.compile(
 _PATH = re.compile(
     r"^(404 )?(page |path |route )?not found\.?$|unexpected endpoint|method not allowed|invalid url|no (such )?route|unknown (endpoint|url|path)|cannot post"
 )
+_KEY = re.compile(r"(invalid|incorrect) api[_ ]?key|api[_ ]?key (is )?(not valid|invalid|expired)")
 _MODEL = re.compile(
     r"model[^.;]{0,120}?(not[ _]found|(does|do|did)(es)? ?n[o']t exist|not exist|unknown|not (a )?(valid|loaded|served"
     r"|available|installed))|(no such|unknown|invalid|unsupported|missing|which) model|models? loaded|not a valid model"
-    r"|try pulling it"
+    r"|try pulling it|model (is|was) unloaded|fail(ed|ure) to load (the )?model|model has crashed|does not support chat\b"
 )
 _TOKENS = re.compile(
     r"max(imum)?_?(completion|output|new)?_?tokens.{0,80}?(too |at (most|least)|less|great|larg|small|exceed|maxim|minim"
@@ -88,7 +89,11 @@ class Refusal:
         said = self.reason.casefold()
         if self.status == 402 or (_QUOTA.search(said) and not _SOON.search(said)):
             return "quota"
-        if self.status in (401, 403, 407):
+        if self.status in (401, 407) or (self.status == 403 and not names_logprobs(said)):
+            return (
+                "key"  # OpenAI says with a 403 that a model of reasoning gives no log-probabilities
+            )
+        if self.status == 400 and _KEY.search(said):
             return "key"
         if self.status == 503 and "loading" in said:
             return "loading"
@@ -157,6 +162,11 @@ def without_key(text: str, secret: str) -> str:
     ]
     escaped = re.compile("".join(letters), re.IGNORECASE)
     return escaped.sub("[key]", text.replace(secret, "[key]"))
+
+
+def names_logprobs(reason: str) -> bool:
+    """Whether a server speaks of log-probabilities."""
+    return bool(re.search(r"log[ _-]?prob", reason.casefold()))
 
 
 def count_reasons(reasons: Iterable[str], most: int = 3) -> str:

@@ -28,10 +28,9 @@ from stackllm.rating.dialect import (
     blind,
     guided,
     losses,
-    names_logprobs,
     without_logprobs,
 )  # fmt: skip
-from stackllm.rating.refusal import Refusal, one_line, read_reason
+from stackllm.rating.refusal import Refusal, names_logprobs, one_line, read_reason
 from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, read_reply
 from stackllm.rating.requests import ServerParams, estimate_tokens
 
@@ -300,7 +299,7 @@ class Transport:
         """Whether the server may refuse how it is asked, rather than what."""
         if refusal.kind in ("key", "quota", "loading", "context", "tokens"):
             return False
-        if refusal.status in (400, 422, 501):
+        if refusal.status in (400, 403, 422, 501):
             return True
         named = guided(self.dialect, refusal.reason, self.params.extra) is not None
         return (

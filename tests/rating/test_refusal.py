@@ -92,6 +92,11 @@ def test_reasons_that_differ_in_numbers_are_one():
     [
         (401, "", "key"),
         (403, "an HTML page", "key"),
+        (403, "You are not allowed to request logprobs from this model", "prompt"),
+        (400, "API key not valid. Please pass a valid API key.", "key"),
+        (400, '"nomic-embed-text" does not support chat', "model"),
+        (400, 'Failed to load model "m". Error: insufficient system resources.', "model"),
+        (400, "Model is unloaded.", "model"),
         (402, "", "quota"),
         (429, "You exceeded your current quota (insufficient_quota)", "quota"),
         (429, "You exceeded your current quota. Please retry in 31s", "busy"),
