@@ -316,6 +316,7 @@ def _kept(text: Any, secret: str, most: int) -> str:
     """
     if not isinstance(text, str):
         return ""
+    text = text.encode("utf-8", "replace").decode()  # half a character can't be written anywhere
     text = text.replace(secret, "[key]") if secret else text
     end = most // 4
     return text if len(text) <= most else f"{text[: most - end - len(_GAP)]}{_GAP}{text[-end:]}"

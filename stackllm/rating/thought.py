@@ -45,7 +45,7 @@ _MARK = re.compile(f"(?P<closes>{'|'.join(_CLOSES)})|{'|'.join(_OPENS)}", re.IGN
 
 _IN_WORDS = (
     re.compile(r"\s*Here(?:['’]s| is) my thought process:.*Here(?:['’]s| is) my response:", re.DOTALL),  # Granite
-    re.compile(r"\s*(?:analysis|commentary).*assistant\s*final(?=\W|\d|[A-Z])", re.DOTALL),  # gpt-oss, its marks lost
+    re.compile(r"\s*(?:analysis|commentary).*assistantfinal(?!ly\b)", re.DOTALL),  # gpt-oss, its marks lost
 )  # fmt: skip
 """Thought between mere words, at the beginning of a reply; a text under rating may hold such words."""
 

@@ -17,6 +17,7 @@ MOST_TOKENS = 16
 
 _MOST_TOP = 50
 _MOST_LETTERS = 60
+_NAMES = ("token", "content", "tok_str")
 _LEAST_MASS = 0.5
 """Token probabilities count only if the allowed answers hold at least this share of them."""
 
@@ -175,7 +176,7 @@ def token_probabilities(tokens: Tokens, answers: tuple[str, ...]) -> np.ndarray 
 
 def _name(entry: Any) -> str:
     """The token of an entry; older llama.cpp calls it content."""
-    for key in ("token", "content", "tok_str"):
+    for key in _NAMES:
         if isinstance(entry.get(key), str):
             return str(entry[key])
     raise TypeError("no token")
@@ -220,7 +221,8 @@ def _read_entry(entry: Any) -> tuple[str, tuple[tuple[str, float], ...]]:
     if isinstance(others, dict):
         pairs = list(others.items())
     else:
-        pairs = [(_name(it), _score(it)) for it in others if isinstance(it, dict)]
+        named = [it for it in others if isinstance(it, dict) and any(map(it.get, _NAMES))]
+        pairs = [(_name(it), _score(it)) for it in named]
     top: dict[str, float] = {}
     for token, told in [(chosen, _score(entry)), *pairs][:_MOST_TOP]:
         if (score := _number(told)) is None:

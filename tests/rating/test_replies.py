@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -354,6 +355,8 @@ NONSENSE = [
     {"token": "6", "logprob": -math.inf},
     {"token": "9", "logprob": -9999.0},
     {"token": "2", "logprob": "x"},
+    {"logprob": -1.0},
+    {"token": None, "logprob": -1.0},
     {"logprob": -1.0, "token": "2", "bytes": None} | {"logprob": -(10**400)},
     "y",
 ]
@@ -597,6 +600,54 @@ def test_an_error_does_not_tell_the_key():
     assert "0123" not in caught.value.reason
     assert len(caught.value.reason) < 300
     assert "\n" not in caught.value.reason
+
+
+SCRAPS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["7", "length", "<think>", "\ud800", -math.inf, 10**400, "[DONE]"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["token", "logprob", "text", "type", "content", "error", "done", "message", "delta"]), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+RICH = {
+    **WHOLE,
+    "completion_probabilities": None,
+    "done": None,
+    "error": None,
+    "usage": {**USAGE, "prompt_tokens": 1},
+}
+
+
+def places(told, path=()):
+    """Where in a value something can be put."""
+    entries = told.items() if isinstance(told, dict) else enumerate(told)
+    for key, value in entries:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([*places(RICH)]), SCRAPS), max_size=3), st.booleans())
+def test_whatever_a_server_sends_is_a_reply_or_none(changes, streamed):
+    told = json.loads(json.dumps(RICH))
+    for path, scrap in changes:
+        inside = told
+        with suppress(LookupError, TypeError):  # what was put there before has no such place
+            for key in path[:-1]:
+                inside = inside[key]
+            inside[path[-1]] = scrap
+    content = events([told]) if streamed else json.dumps(told).encode()
+    try:
+        reply = read_reply(content)
+    except BadReplyError:
+        return
+    assert Reply.load(reply.dump()) == reply or "NaN" in reply.dump()
+    assert len(reply.dump()) < 20_000
+    reply.text.encode()
+    _, found, measured, *_ = judge(reply, SCALE, "tiny")
+    assert np.isnan(found).all() or found.sum() == pytest.approx(1)
+    assert not measured or reply.tokens
 
 
 # Journals
