@@ -14,6 +14,7 @@ from stackllm.crossfit.design import CrossFit, Design, join
 from stackllm.crossfit.targets import Targets
 from stackllm.errors import UsageError
 from stackllm.group.plan import Plan
+from stackllm.group.posterior import posterior_of
 from stackllm.members import frozen, lexical, linear
 from stackllm.members.external import ExternalParams, read_external
 from stackllm.members.frozen import FrozenParams
@@ -21,6 +22,7 @@ from stackllm.members.inputs import VIEWS, Inputs, load_inputs, save_inputs
 from stackllm.members.lexical import LexicalParams
 from stackllm.members.registry import DEFAULT_MEMBERS, KINDS
 from stackllm.metrics import accuracy, log_loss
+from stackllm.probabilities import softmax
 from stackllm.stack.blend import climb, cross_blend
 from stackllm.stack.posteriors import cross_posteriors
 from stackllm.tables.ids import Rows
@@ -269,6 +271,36 @@ def test_the_blend_is_no_worse_than_its_best_model_and_leaves_noise_out(design):
         for name, model in {**models, "blend": blend.predictions}.items()
     }
     assert losses["blend"] < losses["good"]
+
+
+def climbed_over_all(logs, plan, labels):
+    """The climb that tries every model at every step."""
+    counts, total = np.zeros(len(logs)), np.zeros_like(logs[0])
+
+    def loss_of(scores):
+        return log_loss(posterior_of(softmax(scores), plan), labels)
+
+    loss, entry = loss_of(total), 0.5 * np.log(plan.n_groups) / len(labels)
+    while counts.sum() < 60:
+        tried = np.array([loss_of(total + 0.1 * added) for added in logs])
+        best = np.argmin(tried + entry * (counts == 0))
+        if tried[best] >= loss - max(1e-6, entry * (counts[best] == 0)):
+            break
+        counts[best] += 1
+        total, loss = total + 0.1 * logs[best], tried[best]
+    return 0.1 * counts, loss
+
+
+@pytest.mark.parametrize("n_models", [1, 20, 30])
+def test_the_climb_is_that_over_all_models_and_of_many_as_good(design, n_models):
+    logs = np.log([noisy(design, 0.2 + 0.05 * i, i).oof for i in range(n_models)])
+    plan = Plan.of(design.train_groups, N_CLASSES)
+    weights = climb(logs, plan, design.labels)
+    expected, least = climbed_over_all(logs, plan, design.labels)
+    if n_models <= 20:
+        assert weights.tolist() == expected.tolist()
+    total = np.tensordot(weights, logs, axes=1)
+    assert log_loss(posterior_of(softmax(total), plan), design.labels) < least + 0.005
 
 
 def test_models_that_know_nothing_blend_to_chance():
