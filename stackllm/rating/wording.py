@@ -20,7 +20,7 @@ from stackllm.rating.question import Asked
 from stackllm.rating.tokens import clean
 
 _WORDS = "answer|rating|score|category|label|class|classification|grade|verdict|choice|preference|preferred|result"
-_BEFORE = "the|my|your|a|final|overall|best|better|correct|chosen|predicted|likely|most|category|preferred"
+_BEFORE = "the|my|your|a|final|overall|best|better|chosen|predicted|likely|most|category|preferred"
 _MOST_LINE = 120
 """A longer line says more than an answer."""
 

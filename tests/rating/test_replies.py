@@ -207,7 +207,7 @@ NEVER = [
     "7 or 8", "7-8", "7, 8", "7 to 8", "7\n8", "not a 7", "Not 7", "Rating: not 7", "-7", "- 7", "Rating: -7", "minus 7", "7.5", "7,5",
     "7.5/10", "Rating: 7.5", "I'd say 7 out of 100", "7 out of 100", "7/100", "7/5", "7/1", "7/10.5", "7/10/2024", "10/7", "7%",
     "~7", "7+", "about 7", "½7", "7²", "77", "VII", "1 0", "7:8", "7 (or 8)", "1. The text is good", "Rating: 7 or 8",
-    "Rating: 7 would be too high", "Score: 8\nRating: 7", "Previous rating: 7", "Clarity: 7", '{"rating": 7, "score": 8}',
+    "Rating: 7 would be too high", "Score: 8\nRating: 7", "Previous rating: 7", "Clarity: 7", "The correct answer is 7", '{"rating": 7, "score": 8}',
     '{"rating": 7, "rating": 8}', '{"a": 7, "b": 8}', '{"rating": true}', '{"rating": null}',
     '{"rating": 7}\n{"rating": 8}', "Rating: 7\n{\"rating\": 8}", "Either 7 or\n8", "I would not call it a\n7", "Not\n7", "7 -\n8", "3,\n7", "Good.\nRating: 7\nwould be too high.", "I think so.\nNot 7",
     "The response says: 7", "The response asks for a 7.\nI refuse.", "sky blue", "{}", "[]", "```\n```", "<answer></answer>",
