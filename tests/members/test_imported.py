@@ -17,7 +17,9 @@ from stackllm.crossfit.folds import group_folds
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.members.external import ExternalParams, read_external
 from stackllm.members.imported import _design, import_files
+from stackllm.metrics import accuracy
 from stackllm.settings import read_settings
+from stackllm.stack.blend import cross_blend
 from stackllm.tables.contest import TableParams, read_training
 
 CLASSES = ("0", "1", "2")
@@ -254,3 +256,27 @@ def test_what_cannot_be_imported_is_refused(content, said, contest, tmp_path) ->
     with pytest.raises(DataError, match=said):
         import_files([tmp_path / name for name in content], "x", data, into=tmp_path / "imports")
     assert not (tmp_path / "imports").exists()
+
+
+def test_a_hundred_and_fifty_members_are_read_and_blended(table, logits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    for folder, matrix in zip(("oofs", "tests"), logits, strict=True):
+        Path(folder).mkdir()
+        for i in range(150):
+            np.save(Path(folder, f"m{i}.npy"), matrix + rng.normal(size=matrix.shape))
+    Path("stackllm.toml").write_text(
+        "[[member]]\nkind = 'external'\noof = 'oofs/*.npy'\ntest = 'tests/*.npy'\n"
+    )
+    design = _design(table, 3, 0)
+    members = {
+        params.name: read_external(params, design, table.train_rows(), table.test_rows(), CLASSES)[
+            0
+        ]
+        for params in read_settings(None, {}).external
+    }
+    assert len(members) == 150
+    blend = cross_blend(members, design, 1)
+    assert blend.weights.shape == (3, 150)
+    assert accuracy(blend.predictions.oof, design.labels) > 0.5
+    assert accuracy(blend.predictions.test_mean(), logits[1].argmax(axis=1)) > 0.8
