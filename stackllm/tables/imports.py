@@ -26,7 +26,7 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _LIKELY = ("oof", "probabilities", "probs", "logits", "predictions", "preds", "test")
 """What an array of predictions is called among others, the likeliest first."""
 
-_MOST = 2**34
+_MOST = 2**32
 """Bytes that an archive of arrays may hold when unpacked."""
 
 
