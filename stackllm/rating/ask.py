@@ -11,8 +11,7 @@ import polars as pl
 
 from stackllm.engine.local import Engine, PendingError
 from stackllm.rating.answers import Answered, Answers, Cost
-from stackllm.rating.local import RaterParams, count_missing, prompt_text, rate
-from stackllm.rating.prompt import about_tokens
+from stackllm.rating.local import RaterParams, count_missing, count_tokens, prompt_digests, rate
 from stackllm.rating.question import (
     AskedRecipe,
     Case,
@@ -24,7 +23,6 @@ from stackllm.rating.question import (
 from stackllm.rating.requests import ServerParams
 from stackllm.rating.server import ask_server, pending_units
 from stackllm.rating.table import Rated, said_of
-from stackllm.store.digest import digest
 
 JOURNAL = "answers.sqlite"
 """Name of the journal of server answers in the folder that runs share."""
@@ -117,8 +115,7 @@ def _answered_here(
     started = time.perf_counter()
     every = rate(recipe, cases, rater, cache)
     seconds = time.perf_counter() - started if missing else 0.0
-    texts = [prompt_text(recipe, case, rater) for case in cases]
-    prompts = tuple(map(digest, texts))
+    prompts = prompt_digests(recipe, cases, rater)
     questions = []
     for asked, probabilities in zip(recipe.questions, split_answers(recipe, every), strict=True):
         ok = np.isfinite(probabilities).all(axis=1)
@@ -132,7 +129,7 @@ def _answered_here(
             (True,) * len(cases),
         )
         questions.append(answers)
-    tokens = sum(map(about_tokens, texts))
+    tokens = count_tokens(recipe, cases, rater)
     return Answered(
         tuple(questions), Cost(len(cases), missing, tokens, replies=len(cases), seconds=seconds)
     )

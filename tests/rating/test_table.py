@@ -15,7 +15,12 @@ from click.testing import CliRunner
 from stackllm.cli import cli
 from stackllm.errors import BudgetError
 from stackllm.rating.answers import Answers, Cost
-from stackllm.rating.question import Asked, list_cases, make_columns
+from stackllm.rating.cost import count_cost
+from stackllm.rating.local import RaterParams, count_tokens, prompt_digests, prompt_text
+from stackllm.rating.prompt import about_tokens
+from stackllm.rating.question import Asked, Case, list_cases, make_columns
+from stackllm.rating.replies import Reply, read_reply
+from stackllm.rating.requests import ServerParams
 from stackllm.rating.table import SCHEMA, Rated, ratings_table, write_ratings
 from stackllm.report.ratings import account, render_accounts
 
@@ -441,3 +446,52 @@ def test_a_rating_that_knows_the_class_explains_everything_and_noise_what_chance
         assert told.questions[0].chance == pytest.approx(1 / (n - n // 2))
     assert shares[0] == pytest.approx(1.0)
     assert shares[1] < 0.03
+
+
+def test_what_is_counted_without_making_prompts_is_what_prompts_have():
+    question = Asked("grade", "rating", "Grade it.", ("1", "2", "3"))
+    params = RaterParams(max_question_tokens=20, max_response_tokens=30)
+    cases = [Case("Why? " * n, ("So it is. " * m,)) for n in (1, 9, 80) for m in (0, 2, 300)]
+    for case in cases:
+        prompt = prompt_text(question, case, params)
+        about = count_tokens(question, [case], params)
+        assert about == pytest.approx(
+            about_tokens(prompt), abs=20
+        )  # it cuts by characters, five a token
+    assert count_tokens(question, cases, params) == sum(
+        count_tokens(question, [it], params) for it in cases
+    )
+    assert count_tokens(question, [], params) == 0
+    digests = prompt_digests(question, cases, params)
+    assert len({*digests}) == len(cases)
+    reworded = prompt_digests(replace(question, instruction="Grade!"), cases, params)
+    assert not {*digests} & {*reworded}
+
+
+def test_cost_is_the_servers_own_where_it_tells_and_else_estimated():
+    body = {"messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 16}
+    question = Asked("grade", "rating", "Grade it.", ("1", "2"))
+    jobs = dict.fromkeys("abcd", (question, body))
+    reply = Reply("1", (), "stop", False, "tiny", 0)
+    replies = {
+        "a": replace(reply, n_prompt=90, n_tokens=95, cost=0.5),
+        "b": reply,  # of a server, or an older journal, that tells nothing
+        "c": replace(reply, n_prompt=80, n_tokens=81),
+    }
+    prices = ServerParams(price_in=1e6, price_out=2e6)
+    cost = count_cost([*"abcda"], replies, {"a", "d"}, jobs, prices)
+    assert (cost.prompts, cost.sent, cost.replies, cost.counted) == (4, 2, 3, 2)
+    assert (cost.prompt_tokens, cost.reply_tokens) == (90 + 100 + 80, 5 + 1 + 1)
+    assert cost.money == pytest.approx(0.5 + (100 + 2) + (80 + 2))
+    assert cost.money_now == pytest.approx(0.5)
+    assert count_cost([*"bc"], replies, set(), jobs, ServerParams()).money is None
+
+
+@pytest.mark.parametrize("told", [None, "free", -1, True, float("nan"), float("inf"), 1e300, [0.1]])
+def test_a_cost_that_makes_no_sense_counts_as_untold(told):
+    usage = {"prompt_tokens": 3, "total_tokens": 4, "cost": told}
+    reply = read_reply(json.dumps(completion("7") | {"usage": usage}).encode())
+    assert (reply.text, reply.cost) == ("7", 0.0)
+    paid = read_reply(json.dumps(completion("7") | {"usage": {**usage, "cost": 2}}).encode())
+    assert Reply.load(paid.dump()) == paid
+    assert paid.cost == 2.0
