@@ -206,7 +206,9 @@ class Transport:
         try:
             reply = await self._exchange(used, prompt, clock)
         except _RefusedError as error:
-            broken = error.refusal.status in (500, 502, 504) or error.refusal.status >= 505
+            # One that tells when to come again, or loads its model, is busy rather than broken.
+            busy = error.refusal.kind == "loading" or "retry-after" in error.headers
+            broken = error.refusal.status >= 500 and not busy
             suspect = broken and without and self._without > 1 and not self._is_proven(used)
             if suspect or self._is_dialect(error.refusal):
                 return await self._search(used, error, prompt, clock)
@@ -297,6 +299,8 @@ class Transport:
 
     def _is_dialect(self, refusal: Refusal) -> bool:
         """Whether the server may refuse how it is asked, rather than what."""
+        if refusal.status == 403 and names_logprobs(refusal.reason):  # as OpenAI does
+            return True
         if refusal.kind in ("key", "quota", "loading", "context", "tokens"):
             return False
         if refusal.status in (400, 403, 422, 501):

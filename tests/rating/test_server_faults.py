@@ -311,6 +311,8 @@ FAULTS = [
     ),
     Fault("500 that names logprobs", picky(most=0, status=500), "ok", 3, 7, first=True),
     Fault("500 with logprobs", breaks_with_logprobs, "ok", 3, 7, first=True),
+    Fault("403 for logprobs", picky(most=0, status=403), "ok", 3, 7, first=True),
+    Fault("503 with logprobs", picky(most=0, status=503, says=False), "ok", 3, 7, first=True),
     Fault("400 for everything", always(sends("", 400)), "HTTP 400", 8, first=True),
     Fault("400 for one in a dialect of its own", picky(most=5), "ok", 2, 7),
     Fault(
