@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from stackllm.tables.spreadsheet import spreadsheet_safe
 
 WIDTH, _NAME = 100, 24
 """Cells of a terminal that the table takes at most, and its column of names."""
+_LINES = 4
+"""Lines that the settings of a run, or a note, take at most; ``--csv`` and ``--json`` have them whole."""
 
 COLUMNS = (
     "date", "name", "model", "state", "error", "until", "round", "kind", "backbone", "parameters", "precision",
@@ -91,7 +94,9 @@ def as_text(logbook: Logbook, models: bool = False) -> str:
     told = [head]
     for row, line in zip(listed, body, strict=True):
         told += [cut(line, WIDTH)]
-        told += [cut(f"    {it}", WIDTH) for it in _details(row)]
+        for detail in _details(row):
+            folded = textwrap.wrap(detail, WIDTH - 4, max_lines=_LINES, placeholder=" …")
+            told += [cut(f"    {it}", WIDTH) for it in folded]
     return "\n".join([*told, *lines])
 
 
