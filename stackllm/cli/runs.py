@@ -60,7 +60,13 @@ def runs(
     from stackllm.report.logbook import read_logbook
 
     given = _given(lb, cv, note)
-    _one_of({"--json": as_json, "--csv": as_csv, "--markdown": as_markdown})
+    formats = {"--json": as_json, "--csv": as_csv, "--markdown": as_markdown}
+    _one_of(formats)
+    if sizes or lb_plot:  # which say nothing as a table
+        _one_of({"--sizes": sizes, "--lb-plot": bool(lb_plot), **formats, "--json": False})
+    if sizes:
+        others = {"NAMES": names, "--models": models, "--lb": lb}
+        _one_of({"--sizes": True, **{name: bool(it) for name, it in others.items()}})
     if sizes:
         from stackllm.report import housekeeping
 
@@ -123,9 +129,9 @@ def _score(option: str, text: str) -> tuple[str, float]:
     return name, score
 
 
-def _one_of(formats: dict[str, bool]) -> None:
+def _one_of(options: dict[str, bool]) -> None:
     from stackllm.errors import UsageError
 
-    given = [name for name, is_given in formats.items() if is_given]
+    given = [name for name, is_given in options.items() if is_given]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} are different outputs. Leave all but one out.")
+        raise UsageError(f"{' and '.join(given)} do not go together. Leave all but one out.")
