@@ -242,7 +242,8 @@ def test_a_rubric_makes_a_block_per_question(backbone, engine, tmp_path):
     dry = replace(engine, dry_run=True)
     with pytest.raises(PendingError, match="mine: 2 of 2 prompts to ask"):
         ask([path], rows, params(backbone), ServerParams(), dry)
-    made = ask([path], rows, params(backbone), ServerParams(), engine)
+    answered = ask([path], rows, params(backbone), ServerParams(), engine)
+    made = {it.asked.block: it.columns for it in answered}
     assert list(made) == ["mine_w7", "mine_w8"]
     assert made["mine_w7"].columns == ["expected", "entropy", "likeliest", "ok"]
     assert made["mine_w8"].columns == ["p_w5", "p_w6_w7", "code", "ok"]
