@@ -1,5 +1,6 @@
 """A decoder as a member of a run: seeds times folds, re-use, and new groups, typed as a user would."""
 
+import functools
 import json
 import shutil
 import time
@@ -20,6 +21,7 @@ from stackllm.members.lexical import LexicalParams
 from stackllm.members.registry import Member, check_tables
 from stackllm.metrics import log_loss
 from stackllm.probabilities import log_blend
+from stackllm.report.logbook import read_logbook
 from stackllm.stack.round import final_rows
 from stackllm.store.units import make_unit
 
@@ -106,6 +108,24 @@ def test_seeds_times_folds_are_units_and_only_new_ones_are_run(contest, backbone
     second = times(contest)
     assert {path: second[path] for path in first} == first
     assert len(set(second) - set(first)) == 2
+    check_logbook(contest)
+
+
+def check_logbook(contest):
+    """Three runs of one name; of the newest each seed's score, and what its model stands on."""
+    runs = read_logbook(contest / "artifacts").runs
+    assert [run["members"] for run in runs] == [["lexical", "decoder"]] * 2 + [["lexical"]]
+    assert not read_logbook(contest / "artifacts").damaged
+    for run, n_seeds in zip(runs[:2], (3, 2), strict=True):
+        (model,) = [it for it in run["models"] if it["model"] == "decoder"]
+        assert len(model["by_seed"]) == n_seeds == len(model["seeds"])
+        assert model["posterior_spread"] > 0
+        assert model["parameters"] > 0
+        assert model["epochs"] == 1
+        assert len(model["lengths"]) == 3
+    old, new = ([it for it in run["models"] if it["model"] == "decoder"] for run in runs[1::-1])
+    seed = ("by_seed", "0", "raw")
+    assert functools.reduce(dict.get, seed, old[0]) == functools.reduce(dict.get, seed, new[0])
 
 
 def predictions(folder, name):
