@@ -15,6 +15,7 @@ import polars as pl
 
 from stackllm.rating.answers import Answers, Cost
 from stackllm.rating.question import Asked
+from stackllm.rating.refusal import count_reasons
 from stackllm.store.atomic import write_file
 from stackllm.tables.spreadsheet import spreadsheet_safe
 
@@ -176,14 +177,14 @@ def _of_comparison(rated: Rated, ids: pl.Series) -> dict[str, object]:
 
 
 def said_of(reasons: Counter[str]) -> str:
-    """Reasons with how often each was given.
+    """Reasons with how often each was given; see :func:`~stackllm.rating.refusal.count_reasons`.
 
     Examples
     --------
     >>> said_of(Counter({"refusal": 2, "empty": 1}))
-    '1 empty, 2 refusal'
+    '2 refusal, 1 empty'
     """
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+    return count_reasons(reasons.elements())
 
 
 def _several(texts: dict[str, None]) -> str | None:
