@@ -281,7 +281,7 @@ def _means(question: Distribution) -> Iterator[str]:
         if len(shown) > _MOST_NAMES:
             half = _MOST_NAMES // 2
             shown = [*shown[:half], "…", *shown[-half:]]
-        yield f"mean per class: {', '.join(shown)}"
+        yield f"mean per class, training rows: {', '.join(shown)}"
     if question.explained is not None:
         yield (
             f"classes explain {question.explained:.0%} of the differences within a group "
