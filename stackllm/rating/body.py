@@ -26,7 +26,7 @@ class BadReplyError(Exception):
     """A body that is no chat completion; the message is one of a few fixed reasons."""
 
 
-class ErrorReply(BadReplyError):
+class ToldError(BadReplyError):
     """A body that tells of an error although it came with 200.
 
     Parameters
@@ -104,7 +104,7 @@ def read_body(content: bytes, secret: str = "") -> Body:
     ------
     BadReplyError
         If it is no chat completion with one answer, or a stream that was cut short.
-    ErrorReply
+    ToldError
         If it is an error instead.
     """
     pieces, streamed = _split(content)
@@ -269,4 +269,4 @@ def _check_error(data: dict[str, Any], secret: str) -> None:
     parts = told if isinstance(told, dict) else data
     codes = [str(parts.get(name)) for name in _CODES]
     code = next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), 0)
-    raise ErrorReply(code, read_reason(json.dumps(told).encode(), secret))
+    raise ToldError(code, read_reason(json.dumps(told).encode(), secret))

@@ -15,7 +15,7 @@ import numpy as np
 
 from stackllm.rating.body import BadReplyError as BadReplyError
 from stackllm.rating.body import Completion, read_body
-from stackllm.rating.body import ErrorReply as ErrorReply
+from stackllm.rating.body import ToldError as ToldError
 from stackllm.rating.names import same_model
 from stackllm.rating.question import Asked, AskedRecipe
 from stackllm.rating.rubric import Part, split
@@ -164,7 +164,7 @@ def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
     ------
     BadReplyError
         If it is no JSON, or no chat completion with one answer, or a stream that was cut short.
-    ErrorReply
+    ToldError
         If it is an error instead, although it came with 200.
     """
     secret = secret if len(secret) >= _LEAST_SECRET else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from stackllm.rating.journal import Batch, Journal
 from stackllm.rating.refusal import Refusal, read_reason
-from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, read_reply
+from stackllm.rating.replies import BadReplyError, Reply, ToldError, read_reply
 
 _AT_ONCE = 500
 """Replies committed with one sync; a file of results can be read again."""
@@ -96,7 +96,7 @@ def _read_entry(entry: Mapping[str, Any], secret: str, keep: int) -> Reply | Ref
     if body and status in (None, 200):
         try:
             return read_reply(json.dumps(body).encode(), secret, keep)
-        except ErrorReply as problem:
+        except ToldError as problem:
             return Refusal(problem.code, problem.reason)
         except BadReplyError as problem:
             return str(problem)

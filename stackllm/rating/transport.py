@@ -31,7 +31,7 @@ from stackllm.rating.dialect import (
     without_logprobs,
 )  # fmt: skip
 from stackllm.rating.refusal import Refusal, names_logprobs, one_line, read_reason
-from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, read_reply
+from stackllm.rating.replies import BadReplyError, Reply, ToldError, read_reply
 from stackllm.rating.requests import ServerParams, estimate_tokens
 
 _LONGEST_BACKOFF = 30.0
@@ -334,7 +334,7 @@ class Transport:
             raise _RefusedError(Refusal(status, read_reason(content, self.secret)), headers)
         try:
             return read_reply(content, self.secret, prompt.keep)
-        except ErrorReply as error:
+        except ToldError as error:
             raise _RefusedError(Refusal(error.code, one_line(error.reason)), headers) from None
         except BadReplyError as error:
             raise _RetryError(str(error)) from None

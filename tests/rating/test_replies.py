@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stackllm.rating.names import same_model
 from stackllm.rating.prompt import neutralise
 from stackllm.rating.question import Asked
-from stackllm.rating.replies import BadReplyError, ErrorReply, Reply, judge, read_reply
+from stackllm.rating.replies import BadReplyError, Reply, ToldError, judge, read_reply
 from stackllm.rating.thought import strip
 from stackllm.rating.wording import find_answer
 
@@ -563,7 +563,7 @@ def test_lines_of_json_as_ollama_sends_them():
     scores = [{**PLACE, "token": "7"}]
     one = {"model": "tiny", "message": {"content": "7"}, "done": True, "done_reason": "stop", "logprobs": scores}  # fmt: skip
     assert judged(one)[1] == {"7": pytest.approx(2 / 3), "8": pytest.approx(1 / 3)}
-    with pytest.raises(ErrorReply, match="no memory"):
+    with pytest.raises(ToldError, match="no memory"):
         read(
             b'{"model": "tiny", "message": {"content": "7"}, "done": false}\n{"error": "no memory"}'
         )
@@ -588,14 +588,14 @@ def test_lines_of_json_as_ollama_sends_them():
 )  # fmt: skip
 def test_an_error_that_comes_with_200(told, code, reason):
     for content in (json.dumps(told).encode(), events([told])):
-        with pytest.raises(ErrorReply, match=reason) as caught:
+        with pytest.raises(ToldError, match=reason) as caught:
             read_reply(content, "sk-0123456789")
         assert caught.value.code == code
 
 
 def test_an_error_does_not_tell_the_key():
     told = json.dumps({"error": {"message": "no key sk-0123456789\n" + "x" * 5000}}).encode()
-    with pytest.raises(ErrorReply, match="no key") as caught:
+    with pytest.raises(ToldError, match="no key") as caught:
         read_reply(told, "sk-0123456789")
     assert "0123" not in caught.value.reason
     assert len(caught.value.reason) < 300
