@@ -410,7 +410,7 @@ def test_the_example_of_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text(encoding="utf-8").split("### Example")[1]
     commands = re.findall(r"^stackllm runs (.*)$", text, re.M)
-    assert len(commands) == 4
+    assert len(commands) == 8
     for command in commands:
         told = typed(*shlex.split(command))
     assert told == re.search(r"```text\n(.*?)```", text, re.S)[1]
