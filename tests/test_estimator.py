@@ -233,6 +233,13 @@ def test_frames_of_pandas_come_as_those_of_polars(texts, number):
         pd.DataFrame({"t": pd.array(texts, dtype=object), "n": columns["n"]}), "it"
     )
     assert theirs.with_columns(pl.col("t").cast(pl.String)).equals(ours)
+    nullable = from_native(
+        pd.DataFrame({"t": pd.array(texts, "string"), "n": pd.array([None] * len(texts), "Int64")}),
+        "it",
+    )
+    assert nullable["t"].to_list() == texts
+    assert nullable["n"].is_null().all()
+    assert np.isnan(from_native(pd.DataFrame({"x": [1.0, np.nan]}), "it")["x"][1])
     numbers = pl.DataFrame({"a": np.arange(3.0)})
     assert like_native(numbers, pd.DataFrame({"z": [1]}))["a"].tolist() == [0.0, 1.0, 2.0]
     assert from_native(ours, "it") is ours

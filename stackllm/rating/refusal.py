@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _MOST_REASON = 200
-_LEAST_SECRET = 8
+LEAST_SECRET = 8
 """A shorter key is a placeholder such as "EMPTY"; its letters may stand in any reply."""
 
 _SPOKEN = ("error", "errors", "message", "detail", "msg", "error_description", "reason", "title")
@@ -154,7 +154,7 @@ def without_key(text: str, secret: str) -> str:
     >>> without_key(r"bad key sk-0123456, s\\u006b%2d0123456", "sk-0123456")
     'bad key [key], [key]'
     """
-    if len(secret) < _LEAST_SECRET:
+    if len(secret) < LEAST_SECRET:
         return text
     letters = [
         rf"(?:\\{{0,4}}{re.escape(c)}|\\{{1,4}}u{ord(c):04x}|\\{{1,4}}x{ord(c):02x}|%{ord(c):02x}|&#0*{ord(c)};|&#x0*{ord(c):x};)"

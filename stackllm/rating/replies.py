@@ -18,6 +18,7 @@ from stackllm.rating.body import Completion, read_body
 from stackllm.rating.body import ToldError as ToldError
 from stackllm.rating.names import same_model
 from stackllm.rating.question import Asked, AskedRecipe
+from stackllm.rating.refusal import LEAST_SECRET
 from stackllm.rating.rubric import Part, split
 from stackllm.rating.spelling import Tokens, cut_tokens, squeeze
 from stackllm.rating.thought import strip
@@ -37,8 +38,6 @@ _MOST_NAME = 200
 """So many characters of names are kept; older journals hold as many of a text."""
 _TOKEN_ROOM = 12
 """Characters per token."""
-_LEAST_SECRET = 8
-"""A shorter key is a placeholder such as "EMPTY"; its letters may stand in any reply."""
 _CUT = ("length", "max_tokens", "model_length", "MAX_TOKENS")
 """How servers say that a reply was cut at its limit."""
 _NUMBER_OVER = re.compile(r"\D")
@@ -167,7 +166,7 @@ def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
     ToldError
         If it is an error instead, although it came with 200.
     """
-    secret = secret if len(secret) >= _LEAST_SECRET else ""
+    secret = secret if len(secret) >= LEAST_SECRET else ""
     body = read_body(content, secret)
     answer = body.completion
     finish = "length" if answer.finish in _CUT else answer.finish

@@ -215,9 +215,7 @@ def _read_entry(entry: Any) -> tuple[str, tuple[tuple[str, float], ...]]:
         If the scores are no log-probabilities.
     """
     chosen = _name(entry)
-    others: Any = next(
-        (entry[k] for k in ("top_logprobs", "probs", "top_probs") if entry.get(k)), []
-    )
+    others = _others(entry)
     if isinstance(others, dict):
         pairs = list(others.items())
     else:

@@ -27,6 +27,11 @@ _MOST_LINE = 120
 _ENDED = re.compile(r"(?:\A|\n[ \t]*\r?\n|[^\w\s,/&+\-][ \t]*\r?\n)\Z")
 """What stands before a line that begins something new: else it may be the end of a sentence."""
 
+_OPENED = re.compile(r"\s*(?:```\w*|<[^<>]{1,40}>)|\s+")
+_CLOSED = re.compile(r"(?:```|<[^<>]{1,40}>|\[END FINAL RESPONSE\]|\s+)\Z")
+_MOST_CLOSED = 64
+"""No longer is what :data:`_CLOSED` finds at once, so a reply of nothing but fences is read in little time."""
+
 _MARKS = r"[\s*_`\"'“”‘’()\[\]{}$]*"
 _BOXED = r"(?:\\[\[(])?\s*(?:\\boxed\{)?"
 _BETTER = r"(?:\s+is\s+(?:the\s+)?(?:better|best|preferred)(?:\s+(?:one|answer|response))?)?"
@@ -147,12 +152,12 @@ def _pattern(asked: Asked) -> re.Pattern[str]:
 
 def _unfenced(text: str) -> str:
     """A text without the fences, tags and control tokens around it, such as ``<answer>`` and ``<|end|>``."""
-    before = None
-    while before != text:
-        before, text = text, text.strip()
-        text = re.sub(r"\A```\w*|```\Z|\A<[^<>]{1,40}>|<[^<>]{1,40}>\Z", "", text)
-        text = re.sub(r"\s*\[END FINAL RESPONSE\]\Z", "", text)
-    return text
+    begin, end = 0, len(text)
+    while opened := _OPENED.match(text, begin, end):
+        begin = opened.end()
+    while closed := _CLOSED.search(text, max(begin, end - _MOST_CLOSED), end):
+        end = closed.start()
+    return text[begin:end]
 
 
 def _objects(text: str) -> Iterator[tuple[int, int, list[tuple[str, Any]]]]:

@@ -58,7 +58,11 @@ def like_native(frame: pl.DataFrame, example: Any) -> Any:
 
 def _column(column: Any, name: str) -> pl.Series:
     """A column without a detour over Arrow, which need not be installed; NaN among texts is a missing text."""
-    values = column.to_list()
-    if any(isinstance(value, str) for value in values):
-        values = [None if value != value else value for value in values]
-    return pl.Series(name, values, strict=False)
+    values, missing = column.to_list(), column.is_null().to_list()
+    if not any(isinstance(value, str) for value in values):  # a NaN of numbers stays one
+        missing = [
+            gone and not isinstance(value, float)
+            for value, gone in zip(values, missing, strict=True)
+        ]
+    known = [None if gone else value for value, gone in zip(values, missing, strict=True)]
+    return pl.Series(name, known, strict=False)

@@ -311,7 +311,11 @@ def _of_arrays(path: Path, held: Any, classes: Sequence[str]) -> Outside:
 
 
 def _as_array(value: Any) -> np.ndarray | None:
-    """A list of lists of numbers as an array; None for what is none."""
+    """A list of texts, or of lists of numbers, as an array; None for what is none."""
+    if isinstance(value, list) and any(isinstance(it, str) for it in value):
+        return np.fromiter(
+            value, object, len(value)
+        )  # else all would take as much room as the longest
     try:
         array = np.asarray(value)
     except ValueError:

@@ -33,6 +33,8 @@ _STEP = (
     'load it there and write the numbers: np.save("{name}.npy", array), or df.to_parquet("{name}.parquet").'
 )
 _MARK = object()
+_MOST_TIMES, _MOST_DEPTH = 8, 64
+"""A list may stand in several others, which doubles what is to be made of it with each level."""
 
 
 def read_pickle(path: Path, content: bytes) -> Any:
@@ -95,7 +97,10 @@ class _Machine:
         """The value that the program leaves."""
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name == "STOP":
-                return _plain(self._stack.pop())
+                value = self._stack.pop()
+                if _size(value, {}) > _MOST_TIMES * len(content):
+                    raise _RefusedError("to hold far more numbers than stand in it")
+                return _plain(value)
             self._step(opcode.name, argument)
         raise ValueError("it ends too early")
 
@@ -259,6 +264,18 @@ def _of(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"{type(value).__name__.strip('_')} where it makes no sense")
     return value
+
+
+def _size(value: Any, known: dict[int, int], depth: int = 0) -> int:
+    """How many numbers and texts a value holds once every list in it is written out."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if depth > _MOST_DEPTH:
+        raise _RefusedError("lists within lists within lists")
+    if id(value) not in known:
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = sum(_size(item, known, depth + 1) for item in items)
+    return known[id(value)]
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

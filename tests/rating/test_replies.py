@@ -715,3 +715,10 @@ def test_names_of_two_models(told, asked):
 def test_every_name_is_its_own(name):
     assert same_model(name, name)
     assert same_model(name, name.upper())
+
+
+def test_fences_and_tags_around_an_answer_may_be_many():
+    around = "<answer>```" * 5000
+    stated = find_answer(f"{around}\n2\n{around}", SCALE)
+    assert stated is not None
+    assert SCALE.answers[stated.number] == "2"

@@ -132,9 +132,20 @@ def test_a_pickle_with_any_byte_changed_is_plain_or_refused(data) -> None:
         read_pickle(PATH, bytes(content))
 
 
-def test_a_pickle_that_doubles_itself_stays_small() -> None:
-    content = b"\x80\x02]q\x00" + b"".join(b"](h\x00h\x00e" + b"q\x00" for _ in range(60)) + b"."
-    held = read_pickle(PATH, content)
-    for _ in range(60):
-        held = held[0]
-    assert held == []
+def test_a_list_that_stands_in_many_others_is_not_written_out() -> None:
+    row = [0.25, 0.75]
+    assert read_pickle(PATH, pickle.dumps({"oof": [row, row], "preds": [row, row]}, 4))["oof"] == [
+        row,
+        row,
+    ]
+    for _ in range(40):
+        row = [row, row]
+    with pytest.raises(DataError, match="more numbers than stand in it"):
+        read_pickle(PATH, pickle.dumps(row, 4))
+
+
+def test_lists_within_themselves_are_refused() -> None:
+    loop: list[object] = []
+    loop.append({"again": loop})
+    with pytest.raises(DataError, match="lists within lists"):
+        read_pickle(PATH, pickle.dumps(loop, 4))

@@ -1,5 +1,6 @@
 """What is needed last is checked first: sample submissions and outside predictions."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from stackllm.errors import DataError
 from stackllm.tables.contest import TableParams, read_training
 from stackllm.tables.ids import Rows
-from stackllm.tables.imports import read_predictions
+from stackllm.tables.imports import read_outside, read_predictions
 from stackllm.tables.sample import plain_layout, read_sample
 
 
@@ -65,10 +66,16 @@ def test_a_sample_of_something_else_says_which_ids_and_which_class(table, tmp_pa
 def test_outside_predictions_come_in_the_order_of_the_rows(tmp_path):
     (tmp_path / "oof.csv").write_text("ID,p_1,p_0\n6,0.1,0.9\n5,0.5,0.5\n7,0.75,0.25\n")
     rows = Rows(pl.Series("id", ["7", "6"]), Path("train.csv"))
-    assert read_predictions(tmp_path / "oof.csv", rows, ("0", "1")).tolist() == [
-        [0.25, 0.75],
-        [0.9, 0.1],
-    ]
+    probabilities, notes = read_predictions(tmp_path / "oof.csv", rows, ("0", "1"))
+    assert probabilities.tolist() == [[0.25, 0.75], [0.9, 0.1]]
+    assert notes == ()
     absent = Rows(pl.Series("id", ["7", "4"]), Path("train.csv"))
     with pytest.raises(DataError, match=r'1 ids of train\.csv are not in .*first: "4"'):
         read_predictions(tmp_path / "oof.csv", absent, ("0", "1"))
+
+
+def test_one_long_text_beside_many_short_ones_takes_little_room(tmp_path):
+    ids = ["x" * 1_000_000, *map(str, range(100_000)), None]  # 400 GB as an array of texts
+    held = {"id": ids, "oof": np.full((len(ids), 2), 0.5)}
+    (tmp_path / "oof.pkl").write_bytes(pickle.dumps(held))
+    assert read_outside(tmp_path / "oof.pkl", ("0", "1")).frame["id"].to_list() == ids
