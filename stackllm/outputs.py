@@ -44,7 +44,7 @@ from stackllm.tables.spreadsheet import spreadsheet_safe
 
 _HANDED_OUT = (
     RECORD, "leaderboard.csv", "oof.parquet", "test.parquet", "pseudo_labels.parquet", "submission*.csv",
-    "ratings.csv", "ratings.parquet", PREDICTIONS,
+    "ratings.csv", "ratings.parquet", "report.html", "report.json", "report.md", PREDICTIONS,
 )  # fmt: skip
 _NOT_STORED = {"seconds", "test_one_fold", "test_raw", "test_posterior", "test_se"}
 """Leaderboard columns that the same run may not repeat: times, and scores against a truth that is only shown."""

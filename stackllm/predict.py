@@ -137,7 +137,7 @@ class Model:
 
 
 def open_model(root: Path) -> Model:
-    """A finished run's model.
+    """A finished run's model, to be applied to new rows.
 
     Raises
     ------
@@ -149,6 +149,30 @@ def open_model(root: Path) -> Model:
         If the weights of an LLM are no longer those that the run was trained on.
     StorageError
         If the model is damaged or of an older version.
+    """
+    model = read_model(root)
+    content = model.content
+    if content["external"]:
+        raise UsageError(
+            f"{root}: this run has the external member {content['external'][0]!r}, whose model stackllm does not "
+            "have. Predict with a run without external members."
+        )
+    for name, revision in content["backbones"].items():
+        _check_weights(name, revision)
+    return model
+
+
+def read_model(root: Path) -> Model:
+    """A finished run's model, to be looked at: external members and LLMs that changed are no hindrance.
+
+    Raises
+    ------
+    MissingInputError
+        If the run holds no finished model.
+    DataError
+        If it was stored by an older version.
+    StorageError
+        If it is damaged.
     """
     folder = root / _UNIT
     if not folder.is_dir():
@@ -162,15 +186,7 @@ def open_model(root: Path) -> Model:
             f"{root}: this model was stored by an older stackllm. Run the command that made the run again; it takes "
             "over what it can."
         )
-    if content["external"]:
-        raise UsageError(
-            f"{root}: this run has the external member {content['external'][0]!r}, whose model stackllm does not "
-            "have. Predict with a run without external members."
-        )
-    for name, revision in content["backbones"].items():
-        _check_weights(name, revision)
-    data = build(str(root), TableParams, content["data"])
-    return Model(root, content, data)
+    return Model(root, content, build(str(root), TableParams, content["data"]))
 
 
 @dataclass(frozen=True)

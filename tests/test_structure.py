@@ -103,8 +103,8 @@ def test_texts_are_the_same_bytes_on_every_system(path):
 
 def test_every_package_is_in_the_wheel():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {"stackllm." + path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert set(listed) == found | {"stackllm", "stackllm.features"}
+    found = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == {".".join(path.parts) for path in found} | {"stackllm.features"}
 
 
 def loaded_by(arguments):

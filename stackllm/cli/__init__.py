@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "Export fine-tuned models for peft and the model hub.",
     "import": "Take over predictions that others left, as members.",
     "compare": "Compare two runs, models or files of predictions.",
+    "report": "Write a page about a finished run.",
     "runs": "List all runs with their scores.",
     "clean": "Remove runs or parts of the cache.",
     "doctor": "Check what this machine has and what would be used.",

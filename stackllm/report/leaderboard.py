@@ -87,7 +87,7 @@ def member_scores(
                 "round": number,
                 "model": name,
                 **_oof_scores(calibrated, design, submitted),
-                "seconds": _seconds(timings, name, number),
+                "seconds": seconds_of(timings, name, number),
                 **({} if truth is None else _test_scores(calibrated, design, truth)),
             }
             for name, calibrated in posteriors.items()
@@ -208,7 +208,8 @@ def _test_scores(
     }
 
 
-def _seconds(timings: dict[str, float], name: str, number: int) -> float:
+def seconds_of(timings: Mapping[str, float], name: str, number: int) -> float:
+    """Seconds of fitting and predicting by a model in a round, all places together."""
     folders = (
         f"members/{name}/round{number}_",
         f"stack/models/round{number}_" if name == "stack" else " ",

@@ -1,0 +1,565 @@
+"""The report of a run: what it says, that texts are inert in it, and whom it refuses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+from browser import Browser, installed
+from click.testing import CliRunner
+from conftest import write_table
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stackllm import pipeline
+from stackllm.cli import cli
+from stackllm.crossfit.pseudo import PseudoParams
+from stackllm.errors import DataError, MissingInputError, StorageError, UsageError
+from stackllm.group.posterior import posterior
+from stackllm.members.boosting import BoostingParams
+from stackllm.members.lexical import LexicalParams
+from stackllm.members.registry import Member
+from stackllm.metrics import log_loss, mean_with_error, row_losses
+from stackllm.report.changes import as_stored
+from stackllm.report.page import browser, checks, panels, svg, telltales
+from stackllm.report.page.finished import read_finished
+from stackllm.report.page.gather import gather
+from stackllm.report.page.render import as_json, as_markdown, page
+from stackllm.report.page.report import report
+from stackllm.settings import RunParams, Settings
+from stackllm.store.digest import file_digest
+from stackllm.tables.contest import TableParams
+from stackllm.workspace import open_workspace
+
+HOSTILE = [
+    "<script>document.title = 'taken'</script>",
+    "</script><script>document.title = 'taken'</script>",
+    "<!-- <script>",
+    "<img src=x onerror=\"document.title='taken'\">",
+    "<svg onload=alert(1)>",
+    "javascript:alert(1)",
+    "{{ 7 * 7 }} {% raw %} {# no #}",
+    "${7*7} `x`",
+    "\u202eright to left\u202c \u2066isolated",
+    "عربي ونص طويل",
+    "NUL \0 and bell \x07 and \x9b31m",
+    "\u2028 and \u2029 end lines",
+    "emoji 👩🏽\u200d🚀 and combining e\u0301\u0301\u0301",
+    "'\"><b>bold</b>",
+    "| a | table |\n# head\n[link](javascript:alert(1))",
+    "&lt;already&gt; &amp; escaped",
+    "=cmd|' /C calc'!A0",
+    "x" * 5_000,
+    " \t\r\n ",
+    "]]><![CDATA[",
+]  # fmt: skip
+
+
+def planted(
+    root, n_groups, classes, *, quota=1, strength=1.5, texts=None, until="stack", seed=0, test=True
+):
+    """A finished run as it stands on disk, of rows whose scores are drawn by us."""
+    draw = np.random.default_rng(seed)
+    n_classes = len(classes)
+    labels = np.tile(np.repeat(np.arange(n_classes), quota), n_groups)
+    groups = np.repeat(np.arange(n_groups), n_classes * quota)
+    n = len(labels)
+    ids = [str(i) for i in range(n)]
+    texts = texts or [f"answer {i}, of {classes[j]}" for i, j in enumerate(labels)]
+    work = root.parent.parent
+    work.mkdir(parents=True, exist_ok=True)
+    table = pl.DataFrame(
+        {
+            "id": ids,
+            "Question": [f"What of case {i}? {texts[i]}" for i in groups],
+            "Response": [texts[i % len(texts)] for i in range(n)],
+            "target": [classes[j] for j in labels],
+        }
+    )
+    table.write_parquet(work / "train.parquet")
+    inputs = [work / "train.parquet"]
+    if test:
+        table.head(2 * n_classes * quota).drop("target").write_parquet(work / "test.parquet")
+        inputs.append(work / "test.parquet")
+    data = TableParams(
+        train=str(inputs[0]), test=str(inputs[1]) if test else None, quota=quota, id="id"
+    )
+    model_names = ["lexical", "skeleton", *(["stack", "blend"] if until != "features" else [])]
+    predictions = root / "predictions"
+    (predictions / "round0" / "posteriors").mkdir(parents=True)
+
+    def frame(matrix, which):
+        return pl.DataFrame({"row_id": which, **dict(zip(classes, matrix.T, strict=True))})
+
+    board = []
+    for extra, name in enumerate(model_names):
+        scores = draw.normal(size=(n, n_classes))
+        scores[np.arange(n), labels] += strength + 0.2 * extra
+        raw = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        final = posterior(raw, groups, quota=quota)
+        frame(raw, ids).write_parquet(predictions / "round0" / f"{name}_oof.parquet")
+        frame(final, ids).write_parquet(
+            predictions / "round0" / "posteriors" / f"{name}_oof.parquet"
+        )
+        loss, error = mean_with_error(row_losses(final, labels), groups)
+        raw_loss, raw_error = mean_with_error(row_losses(raw, labels), groups)
+        board.append(
+            {"round": 0, "model": name, "raw": raw_loss, "raw_se": raw_error, "posterior": loss, "posterior_se": error,
+             "accuracy": float((final.argmax(axis=1) == labels).mean()), "auc": float("nan")}
+        )  # fmt: skip
+    if until != "features":
+        frame(final, ids).write_parquet(root / "oof.parquet")
+        board = [row | {"behind": row["posterior"] - loss, "behind_se": 0.01} for row in board]
+    pl.DataFrame(board).write_csv(root / "leaderboard.csv")
+    names = pl.Series(classes, dtype=pl.String).gather(labels)
+    pl.DataFrame(
+        {"row_id": ids, "group_id": [f"g{i}" for i in groups], "label": names, "fold": groups % 5}
+    ).write_parquet(predictions / "rows_oof.parquet")
+    pl.DataFrame(
+        schema={"row_id": pl.String, "group_id": pl.String, "part": pl.Int32}
+    ).write_parquet(predictions / "rows_test.parquet")
+    settings = Settings(data=data, encoder=None, members=(Member("lexical", "lexical", LexicalParams()),))  # fmt: skip
+    best = 0 if until != "features" else None
+    record = {
+        "settings": as_stored(settings), "classes": list(classes), "best_round": best, "until": until,
+        "oof_log_loss": {"round 0" if best == 0 else name: loss}, "n_train": n, "n_test": 0,
+        "inputs": {str(path): file_digest(path) for path in inputs}, "backbones": {}, "stackllm": "0.1.0",
+        "python": "3.11", "versions": {}, "machine": "x86_64", "notes": [],
+    }  # fmt: skip
+    (root / "run.json").write_text(json.dumps(record))
+    (root / "state.json").write_text('{"state": "finished"}')
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch):
+    """A planted run has no unit of models."""
+    from stackllm.report.page import finished
+
+    real = finished.read_model
+    monkeypatch.setattr(
+        finished, "read_model", lambda root: real(root) if (root / "model").is_dir() else None
+    )
+
+
+def told_of(root):
+    return gather(read_finished(root.name, root.parent))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A run as it is made, of one lexical member, with a round of pseudo-labels."""
+    folder = write_table(tmp_path_factory.mktemp("page"), 24, 8)
+    settings = Settings(
+        data=TableParams(train=str(folder / "train.csv"), test=str(folder / "test.csv")),
+        run=RunParams(folds=2),
+        encoder=None,
+        members=(Member("lexical", "lexical", LexicalParams(views=("words",))),),
+        stack=BoostingParams(n_trees=5, n_seeds=1, min_leaf_rows=3),
+        pseudo=PseudoParams(rounds=1),
+    )
+    with open_workspace("demo", folder / "artifacts", n_jobs=1, quiet=True) as workspace:
+        pipeline.run(settings, workspace)
+    return folder / "artifacts" / "demo"
+
+
+class Elements(HTMLParser):
+    """Every element of a page, with its attributes and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.inside = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), []))
+        self.inside.append(self.found[-1])
+
+    def handle_endtag(self, tag):
+        while self.inside and self.inside.pop()[0] != tag:  # some are never closed
+            pass
+
+    def handle_data(self, data):
+        if self.inside:
+            self.inside[-1][2].append(data)
+
+
+def elements(text):
+    parser = Elements()
+    parser.feed(text)
+    return [(tag, attrs, "".join(said)) for tag, attrs, said in parser.found]
+
+
+KNOWN_TAGS = {
+    "html", "head", "meta", "title", "style", "body", "header", "nav", "ul", "li", "a", "main", "section", "h1", "h2",
+    "h3", "p", "div", "span", "b", "small", "table", "thead", "tbody", "tr", "th", "td", "button", "label", "input",
+    "select", "option", "svg", "path", "circle", "rect", "polyline", "text", "noscript", "pre", "code", "footer", "script",
+}  # fmt: skip
+
+
+def assert_inert(text):
+    """Only our own elements, no attribute that runs or loads, and the two scripts that we wrote."""
+    every = elements(text)
+    assert {tag for tag, _, _ in every} <= KNOWN_TAGS
+    for _, attrs, _ in every:
+        assert not any(
+            name.startswith("on") or name in ("style", "src", "srcdoc") for name in attrs
+        )
+        assert re.fullmatch(r"#[a-z]+", attrs.get("href") or "#x")
+    scripts = [(attrs, said) for tag, attrs, said in every if tag == "script"]
+    (data, held), (plain, ours) = scripts
+    assert data["type"] == "application/json"
+    assert not plain
+    assert "<" not in held
+    (style,) = [said for tag, _, said in every if tag == "style"]
+    (policy,) = [attrs["content"] for tag, attrs, _ in every if attrs.get("http-equiv")]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    for rule, content in (("script-src", ours), ("style-src", style)):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    return json.loads(held)
+
+
+def test_the_page_says_what_the_arrays_say(tmp_path):
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 30, ["a", "b", "c"])
+    told = told_of(root)
+    run = read_finished("demo", root.parent)
+    labels = run.design.labels
+    assert told["standing"]["posterior"]["value"] == pytest.approx(
+        log_loss(run.posterior, labels), abs=1e-6
+    )
+    assert told["standing"]["brought"]["value"] == pytest.approx(
+        log_loss(run.raw, labels) - log_loss(run.posterior, labels), abs=2e-6
+    )
+    matrix = np.array(told["confusion"]["posterior"])
+    expected = [
+        [int(((labels == i) & (run.posterior.argmax(axis=1) == j)).sum()) for j in range(3)]
+        for i in range(3)
+    ]
+    assert matrix.tolist() == expected
+    assert sum(it["rows"] for it in told["reliability"]["raw"]) == len(labels)
+    hits = sum(it["rows"] * it["right"] for it in told["reliability"]["raw"])
+    assert hits == pytest.approx((run.raw.argmax(axis=1) == labels).sum(), abs=1e-3)
+    losses = [it["posterior"] for it in told["browser"]["groups"]]
+    assert losses == sorted(losses, reverse=True)
+    assert np.mean(losses) == pytest.approx(told["standing"]["posterior"]["value"], abs=1e-6)
+    for by in ("class", "fold", "length"):
+        parts = [it for it in told["slices"] if it["by"] == by]
+        assert sum(it["rows"] for it in parts) == len(labels)
+        mean = sum(it["rows"] * it["loss"]["value"] for it in parts) / len(labels)
+        assert mean == pytest.approx(told["standing"]["posterior"]["value"], abs=1e-5)
+    held = assert_inert(page(told))
+    first = held["groups"][0]["members"][0]
+    row = run.ids.to_list().index(first["id"])
+    assert first["before"] == np.rint(1000 * run.raw[row]).astype(int).tolist()
+    assert first["text"] == run.table.train["response"][row]
+
+
+def test_a_run_as_it_is_made_has_every_panel_and_the_same_bytes_twice(real, tmp_path):
+    path, told = report("demo", real.parent)
+    assert path == real / "report.html"
+    assert told["rounds"][1]["verdict"]
+    assert told["pseudo"][0]["rows"] > 0
+    assert told["pseudo"][0]["turned"] is None
+    assert sum(told["pseudo"][0]["histogram"]) == told["pseudo"][0]["labels"]
+    assert len(told["weights"]["weights"][0]) == 2
+    text = path.read_text(encoding="utf-8")
+    held = assert_inert(text)
+    assert any(member["marks"] for group in held["groups"] for member in group["members"])
+    for name in ("verdict", "checks", "leaderboard", "rounds", "group", "browser", "confusion", "reliability", "members",
+                 "slices", "pseudo", "made"):  # fmt: skip
+        assert f'<section id="{name}"' in text
+    again, _ = report(str(real), tmp_path, tmp_path / "copy.html")
+    for end in (".html", ".md", ".json"):
+        assert again.with_suffix(end).read_bytes() == path.with_suffix(end).read_bytes()
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == told
+
+
+def test_hostile_texts_are_inert(tmp_path):
+    classes = [f"{it[:40]} {i}" for i, it in enumerate(HOSTILE[:6])]
+    texts = [HOSTILE[i % len(HOSTILE)] + f" {i}" for i in range(60)]
+    texts[7] = "long " * 2_000_000
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 10, classes, texts=texts)
+    told = told_of(root)
+    text = page(told)
+    assert_inert(text)
+    assert len(text.encode()) < 400_000
+    assert "\0" not in text + as_markdown(told)
+    assert "\u202e" not in text
+    assert "<script" not in as_markdown(told).replace("<!--", "")
+    assert json.loads(as_json(told)) == told
+
+
+@given(st.text())
+def test_any_text_keeps_its_letters_in_place(text):
+    shown = browser.visible(text, 50)
+    assert len(shown) == min(len(text), 50)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+
+
+WORDS = st.lists(st.sampled_from(["ab", "a", "\n\n", "  ", "été", "👩", ".", "-"]), max_size=30)
+
+
+@given(WORDS.map("".join), st.integers(0, 2**20))
+def test_marks_lie_in_the_text_in_order(text, seed):
+    """Whatever n-grams are worth: and those of a word that alone has worth mark it."""
+    draw = np.random.default_rng(seed)
+    ngrams = [*{text[i : i + 2] for i in range(len(text) - 1)}] or ["ab"]
+    table = pl.DataFrame({"view": ["characters"] * len(ngrams), "ngram": ngrams})
+    scores = table.with_columns(pl.Series(str(j), draw.normal(size=len(ngrams))) for j in range(3))
+    made = telltales.marks(text, scores)
+    ends = [0, *(it for start, end, _, _ in made for it in (start, end))]
+    assert ends == sorted(ends)
+    assert ends[-1] <= len(text)
+    assert all(0 <= j < 3 and 1 <= strength <= 3 for _, _, j, strength in made)
+
+
+def test_the_word_that_speaks_is_marked_for_its_class():
+    table = pl.DataFrame(
+        {
+            "view": ["words", "words"],
+            "ngram": ["sun shines", "never"],
+            "0": [0.0, 0.1],
+            "1": [0.9, 0.0],
+        }
+    )
+    assert telltales.marks("The sun shines, never fails.", table) == [
+        (4, 7, 1, 2), (8, 14, 1, 3), (16, 21, 0, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("n_classes", [2, 20])
+def test_few_and_many_classes(tmp_path, n_classes):
+    classes = [f"model {i}" for i in range(n_classes)]
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 6, classes)
+    told = told_of(root)
+    assert_inert(page(told))
+    assert len(told["confusion"]["raw"]) == n_classes
+
+
+def test_one_group_has_scores_without_errors(tmp_path):
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 1, ["a", "b", "c"])
+    told = told_of(root)
+    assert told["standing"]["posterior"]["error"] is None
+    assert told["checks"][0]["code"] == "SLM01"
+    assert told["checks"][0]["severity"] == "issue"
+    assert_inert(page(told))
+    as_markdown(told)
+
+
+def test_stage_one_alone_is_told_of_its_best_member(tmp_path):
+    root = planted(
+        tmp_path / "w" / "artifacts" / "demo", 12, ["a", "b"], until="features", test=False
+    )
+    told = told_of(root)
+    assert told["model"] == "skeleton"
+    assert (told["rounds"], told["pseudo"], told["weights"]) == ([], [], None)
+    text = page(told)
+    assert_inert(text)
+    assert "The best model, skeleton, has" in text
+
+
+def test_six_thousand_rows_fit_the_budget(tmp_path):
+    classes = [f"model-{i}" for i in range(7)]
+    texts = [f"{i}: " + "words of some length, é; " * 60 for i in range(857 * 7)]
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 857, classes, texts=texts)
+    told = told_of(root)
+    assert told["browser"]["total"] == 857
+    size = len(page(told).encode())
+    assert size < 3 * 2**20
+    script = len((browser.Path(browser.__file__).parent / "page.js").read_bytes())
+    assert script < 25_000
+
+
+def test_texts_that_changed_are_left_out_and_said(tmp_path):
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 4, ["a", "b"])
+    (tmp_path / "w" / "train.parquet").unlink()
+    told = told_of(root)
+    assert "train.parquet is not there" in told["lacks"][0]
+    assert "text" not in told["browser"]["groups"][0]["members"][0]
+    assert_inert(page(told))
+
+
+def found(root):
+    return {it["code"]: it["sentence"] for it in told_of(root)["checks"]}
+
+
+def rewrite(root, name, change):
+    """Change the predictions of the blend, before or after the group."""
+    path = root / "predictions" / "round0" / name
+    frame = pl.read_parquet(path)
+    matrix = change(frame.drop("row_id").to_numpy())
+    columns = dict(zip(frame.columns[1:], matrix.T, strict=True))
+    pl.DataFrame({"row_id": frame["row_id"], **columns}).write_parquet(path)
+
+
+def sharpened(matrix):
+    sharp = matrix**8
+    return sharp / sharp.sum(axis=1, keepdims=True)
+
+
+def test_a_sound_run_has_nothing_to_point_at(tmp_path):
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 120, ["a", "b", "c"])
+    rewrite(
+        root,
+        "blend_oof.parquet",
+        lambda matrix: matrix**0.8 / (matrix**0.8).sum(axis=1, keepdims=True),
+    )
+    codes = found(root)
+    assert "SLM01" not in codes
+    assert "SLM03" not in codes
+    assert "SLM05" not in codes
+    assert "SLM08" not in codes
+
+
+def test_checks_find_what_was_planted(tmp_path):
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 60, ["a", "b", "c"])
+    rewrite(root, "blend_oof.parquet", sharpened)
+    codes = found(root)
+    assert "60 training groups" in codes["SLM01"]
+    assert "Row probabilities are over-confident" in codes["SLM02"]
+
+    def blind(matrix):
+        halves = matrix[:, :2].mean(axis=1)
+        return np.column_stack([halves, halves, matrix[:, 2]])
+
+    rewrite(root, "blend_oof.parquet", blind)
+    assert "a and b (50%" in found(root)["SLM05"]
+    record = json.loads((root / "run.json").read_text())
+    record["settings"]["data"]["quota"] = 2
+    (root / "run.json").write_text(json.dumps(record))
+    assert "The quota is 2" in found(root)["SLM08"]
+    rows = root / "predictions" / "rows_oof.parquet"
+    pl.read_parquet(rows).with_columns(group_id=pl.lit("one")).write_parquet(rows)
+    assert "In 1 of 1 training groups" in found(root)["SLM03"]
+
+
+def test_a_member_that_has_time_but_no_weight_and_labels_that_turn():
+    told = {
+        "weights": {"models": ["big", "small"], "mean": [0.0, 0.9]},
+        "leaderboard": [{"model": "big", "seconds": 90.0}, {"model": "small", "seconds": 10.0}],
+        "pseudo": [{"round": 1, "turned": None}, {"round": 2, "turned": 0.25}],
+    }
+    assert next(checks._idle_members(told))[1].startswith("big took 90 of 100 seconds")
+    assert next(checks._turned(told))[1].startswith("25% of the pseudo-labels of round 2")
+
+
+def test_every_check_and_panel_has_its_place_in_the_docs():
+    text = (browser.Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    heads = [
+        line.lstrip("# ").lower().replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("###")
+    ]
+    assert heads == [checks.anchor(code) for code in checks.TITLES]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_and_inside(low, width):
+    made = svg.ticks(low, low + width)
+    assert len(made) <= 6
+    assert all(
+        low - 1e-6 * width <= it <= low + width * 1.000001 for it in made
+    ) or width < 1e-9 * abs(low)
+
+
+def test_numbers_are_those_that_json_can_hold():
+    told = panels.rounded({"a": [math.nan, 1 / 3, -0.0], "b": (np.float64(2.0), True, "x")})
+    assert json.dumps(told) == '{"a": [null, 0.333333, 0.0], "b": [2.0, true, "x"]}'
+
+
+def typed(*arguments):
+    result = CliRunner().invoke(cli, ["report", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_the_command_says_verdict_and_checks(real, tmp_path):
+    output = tmp_path / "new" / "page.html"
+    told = typed("demo", "--artifacts", real.parent, "-o", output)
+    assert told.splitlines()[-1] == f"report: {output}"
+    assert "SLM01 few groups" in told
+    summary = json.loads(typed("demo", "--artifacts", real.parent, "--json"))
+    assert summary["verdict"] == told.splitlines()[:3]
+
+
+def test_wrong_commands_end_in_one_sentence(real, tmp_path):
+    artifacts = ("--artifacts", real.parent)
+    with pytest.raises(MissingInputError, match=r'no run "dema" in .*Did you mean "demo"'):
+        typed("dema", *artifacts)
+    with pytest.raises(MissingInputError, match="Make one with stackllm run"):
+        typed("demo", "--artifacts", tmp_path)
+    with pytest.raises(
+        StorageError, match=r"this is a folder. Name a file inside it with --output"
+    ):
+        typed("demo", *artifacts, "-o", tmp_path)
+    with pytest.raises(UsageError, match=r"ends in \.html"):
+        typed("demo", *artifacts, "-o", tmp_path / "page.json")
+    notes = tmp_path / "notes.md"
+    notes.write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.md: this file is no report"):
+        typed("demo", *artifacts, "-o", tmp_path / "notes.html")
+    assert notes.read_text() == "mine"
+    with pytest.raises(UsageError, match=r"run\.json: this file is no report"):
+        typed("demo", *artifacts, "-o", real / "run.html")
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "state.json").write_text('{"state": "running"}')
+    with pytest.raises(MissingInputError, match=r"has not finished. Run the command"):
+        typed("half", "--artifacts", tmp_path)
+    (half / "state.json").write_text('{"state": "finished"}')
+    (half / "run.json").write_text("{}")
+    with pytest.raises(DataError, match=r"cannot be read. Run the command"):
+        typed("half", "--artifacts", tmp_path)
+
+
+@pytest.mark.skipif(not installed(), reason="no Chromium is installed; CHROMIUM names one")
+def test_a_browser_draws_sorts_filters_and_opens(tmp_path):
+    texts = [HOSTILE[i % len(HOSTILE)] + f" {i}" for i in range(90)]
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 30, ["a", "b", "<b>c"], texts=texts)
+    path, _ = report("demo", root.parent)
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(path)
+        assert browser.complaints() == []
+        assert browser.requests() == [path.resolve().as_uri()]
+        assert browser.ask("document.title") == "demo: stackllm report"
+        assert browser.ask("document.querySelectorAll('#groups .open').length") == 25
+        assert browser.ask("document.querySelectorAll('#groups .resp').length") == 3
+        assert (
+            browser.ask(
+                "document.querySelectorAll('#groups b, #groups img, #groups script').length"
+            )
+            == 0
+        )
+        names = "[...document.querySelectorAll('#board tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].firstChild.textContent)"  # fmt: skip
+        browser.ask("document.querySelector('#board th button').click()")
+        assert browser.ask(names) == ["blend", "lexical", "skeleton", "stack"]
+        browser.ask("document.querySelector('#board th button').click()")
+        assert browser.ask(names) == ["stack", "skeleton", "lexical", "blend"]
+        browser.ask(
+            "{const i = document.querySelector('[data-for]'); i.value = 'lex'; i.dispatchEvent(new Event('input'))}"
+        )
+        assert browser.ask(names) == ["lexical"]
+        browser.ask("document.getElementById('more').click()")
+        assert browser.ask("document.querySelectorAll('#groups .open').length") == 30
+        browser.ask(
+            "document.querySelector('circle[data-g=\"29\"]').dispatchEvent(new Event('click'))"
+        )
+        assert browser.ask("document.activeElement.dataset.group") == "29"
+        assert browser.ask("document.activeElement.getAttribute('aria-expanded')") == "true"
+        browser.ask(
+            "{const i = document.getElementById('word'); i.value = 'case 3?'; i.dispatchEvent(new Event('input'))}"
+        )
+        assert browser.ask("document.querySelectorAll('#groups .open').length") == 1
+        wide = "Emulation.setDeviceMetricsOverride"
+        browser.call(wide, width=390, height=800, deviceScaleFactor=1, mobile=True)
+        assert browser.ask("document.documentElement.scrollWidth") == 390
+        assert browser.complaints() == []
