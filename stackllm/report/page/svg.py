@@ -37,7 +37,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     Examples
     --------
     >>> ticks(0.0, 1.0)
-    [0.0, 0.25, 0.5, 0.75, 1.0]
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
     span = max(high - low, 1e-9)
     size = 10 ** math.floor(math.log10(span))
