@@ -14,11 +14,11 @@ from stackllm.engine.local import read_timings
 from stackllm.errors import DataError, MissingInputError, StackllmError, did_you_mean
 from stackllm.predict import Model, read_model
 from stackllm.probabilities import Floats
-from stackllm.report.logbook import RECORD, STATE
+from stackllm.report.logbook import STATE
 from stackllm.report.stored import POSTERIORS, PREDICTIONS, StoredModel, find_model, run_names
 from stackllm.settings import build
 from stackllm.store.digest import file_digest
-from stackllm.store.records import read_json
+from stackllm.store.records import RECORD, read_json
 from stackllm.tables.contest import Table, TableParams, read_training
 
 
