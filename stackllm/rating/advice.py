@@ -151,6 +151,8 @@ def refused_step(refusal: Refusal, server: ServerParams) -> str:
             f"max_response_tokens, or [server] max_tokens (now {server.max_tokens}), or raise its context (-c in "
             "llama.cpp, num_ctx in Ollama, the context length in LM Studio, --max-model-len in vLLM)."
         )
+    if refusal.kind == "flagged":
+        return "Its moderation does not let these texts through: leave them without an answer, or ask another model or server."
     if refusal.kind == "tokens":
         return f"Set [server] max_tokens, now {server.max_tokens}, to what the server takes."
     if refusal.kind == "stream":
@@ -266,6 +268,8 @@ def _waiting_step(reasons: Collection[str], server: ServerParams) -> str:
             f" Lower [server] requests_per_minute (now {server.requests_per_minute:g}) or concurrency "
             f"(now {server.concurrency})."
         )
+    if reason == "connection":
+        return " Is it running, and is [rater] url its address?"
     if reason == "body too large":
         return f" Or raise [server] max_bytes (now {server.most_bytes(server.max_tokens):,})."
     return ""

@@ -224,7 +224,7 @@ def _read_content(content: Any) -> tuple[str | None, bool, str]:
         return content, False, ""
     if not isinstance(content, list):
         raise BadReplyError("wrong schema")
-    text, thinks, refusal = "", False, ""
+    text, thinks, refusal, others = "", False, "", False
     for part in content:
         if isinstance(part, str):
             text += part
@@ -237,7 +237,9 @@ def _read_content(content: Any) -> tuple[str | None, bool, str]:
         elif isinstance(part.get("text"), str):
             text += part["text"]
         else:
-            raise BadReplyError("wrong schema")
+            others = True
+    if others and not text:  # beside a text, a reference or an image says nothing
+        raise BadReplyError("wrong schema")
     return text, thinks, refusal
 
 

@@ -22,13 +22,23 @@ _SPOKEN = ("error", "errors", "message", "detail", "msg", "error_description", "
 """Where servers put their words, the likeliest first."""
 
 Kind = Literal[
-    "key", "quota", "path", "model", "context", "tokens", "stream", "loading", "busy", "prompt"
+    "key",
+    "quota",
+    "path",
+    "model",
+    "context",
+    "tokens",
+    "stream",
+    "loading",
+    "busy",
+    "flagged",
+    "prompt",
 ]
 """What a refusal is about; ``"busy"`` may pass by itself, ``"prompt"`` is all that is not known better."""
 
 _QUOTA = re.compile(
     r"insufficient[_ ](user[_ ])?(quota|credit|balance|fund)|exceeded your current quota|credits? balance"
-    r"|(out of|no|not enough|more) credits|(billing|spend\w*) (hard )?limit|payment required|quota_exceeded|usage limit"
+    r"|(out of|no|not enough|more) credits(?! (were|was|are|is|have been|will be) charged)|key limit exceeded|(billing|spend\w*) (hard )?limit|payment required|quota_exceeded|usage limit"
     r"|\barrears\b|余额不足|欠费"
 )
 _SOON = re.compile(r"(retry|try again) (in|after) |per[- ](minute|second)|rate.?limit|[rt]pm\b")
@@ -46,9 +56,14 @@ _MODEL = re.compile(
     r"|available|installed))|(no such|unknown|invalid|unsupported|missing|which) model|models? loaded|not a valid model"
     r"|try pulling it|model (is|was) unloaded|fail(ed|ure) to load (the )?model|model has crashed|does not support chat\b"
 )
+_FLAGGED = re.compile(
+    r"\bmoderation\b|\b(was|were|been|is) flagged|content[_ ](filter|(management )?policy|moderation)"
+    r"|inappropriate content|content exists risk|data_inspection_failed|responsibleaipolicy|prohibited[_ ]content|safety (system|filter|polic|guideline)"
+)
+_PARAMETERS = re.compile(r"(requested|these|given|specified) parameters")
 _TOKENS = re.compile(
     r"max(imum)?_?(completion|output|new)?_?tokens.{0,80}?(too |at (most|least)|less|great|larg|small|exceed|maxim|minim"
-    r"|between|range|<|>|≤|≥|cannot be|can't be)|(too|exceed|maxim).{0,80}max_(completion_)?tokens"
+    r"|between|range|<|>|≤|≥|cannot be|can't be)|(too|exceed|maxim).{0,80}max_(completion_)?tokens|higher max_tokens"
 )
 _STREAM = re.compile(
     r"stream.{0,40}(only|require|must|enable)|only.{0,20}(support|take|allow)\w* stream"
@@ -87,12 +102,14 @@ class Refusal:
         'context'
         """
         said = self.reason.casefold()
+        if self.status in (0, 400, 403, 422, 451) and _FLAGGED.search(said):
+            return "flagged"
         if self.status == 402 or (_QUOTA.search(said) and not _SOON.search(said)):
             return "quota"
-        if self.status in (401, 407) or (self.status == 403 and not names_logprobs(said)):
-            return (
-                "key"  # OpenAI says with a 403 that a model of reasoning gives no log-probabilities
-            )
+        if self.status in (403, 404) and (names_logprobs(said) or _PARAMETERS.search(said)):
+            return "prompt"  # so OpenAI refuses log-probabilities, and a router that finds no host for them
+        if self.status in (401, 403, 407):
+            return "key"
         if self.status == 400 and _KEY.search(said):
             return "key"
         if self.status == 503 and "loading" in said:

@@ -216,7 +216,9 @@ async def _ask_one(
         if error.refusal:
             state.refusals.append(error.refusal)
             apart = state.valid and error.refusal.kind not in ("busy", "loading")
-            most = _NEVER_VALID if apart or error.refusal.kind == "context" else _GIVE_UP
+            most = (
+                _NEVER_VALID if apart or error.refusal.kind in ("context", "flagged") else _GIVE_UP
+            )
         if state.unanswered_in_a_row >= most:
             reasons = state.failures.values()
             state.stop(unreachable(transport.url, reasons, state.refusals, state.server))

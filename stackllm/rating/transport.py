@@ -253,7 +253,8 @@ class Transport:
     async def _step(
         self, used: Dialect, error: _RefusedError, prompt: _Prompt, clock: asyncio.Timeout
     ) -> Reply:
-        fixed, tried, step = self.params.extra, {used}, used
+        fixed, step = self.params.extra, used
+        tried: dict[Dialect, Refusal] = {used: error.refusal}  # each with what led to it
         guesses: Iterator[Dialect] | None = None
         while len(tried) < _MOST_STEPS:
             better = guided(step, error.refusal.reason, fixed)
@@ -265,7 +266,7 @@ class Transport:
                 guesses = None
             if better is None:
                 break
-            tried.add(better)
+            tried[better] = error.refusal
             step = better
             try:
                 reply = await self._exchange(better, prompt, clock)
@@ -275,7 +276,7 @@ class Transport:
                     raise await self._failure(again, prompt, clock) from None
                 error = again
             else:
-                self._adopt(used, better, error.refusal)
+                self._adopt(used, better, tried)
                 return reply
         raise await self._failure(error, prompt, clock) from None
 
@@ -299,11 +300,9 @@ class Transport:
 
     def _is_dialect(self, refusal: Refusal) -> bool:
         """Whether the server may refuse how it is asked, rather than what."""
-        if refusal.status == 403 and names_logprobs(refusal.reason):  # as OpenAI does
-            return True
-        if refusal.kind in ("key", "quota", "loading", "context", "tokens"):
+        if refusal.kind in ("key", "quota", "loading", "context", "tokens", "flagged"):
             return False
-        if refusal.status in (400, 403, 422, 501):
+        if refusal.status in (400, 403, 404, 422, 501):
             return True
         named = guided(self.dialect, refusal.reason, self.params.extra) is not None
         return (
@@ -312,14 +311,16 @@ class Transport:
             and names_logprobs(refusal.reason)
         )
 
-    def _adopt(self, before: Dialect, after: Dialect, refusal: Refusal) -> None:
+    def _adopt(self, before: Dialect, after: Dialect, tried: Mapping[Dialect, Refusal]) -> None:
         """Ask everybody so from now on, unless somebody has been answered as it was."""
         if self._is_proven(before) or self.dialect != before:
             return
         self.dialect = after
         self._spoken.add(after)
-        for loss, harm in losses(before, after):
-            self.tell(f"rater: the server takes {loss} ({refusal}).", harm)
+        for name, value in vars(after).items():
+            for loss, harm in losses(before, replace(before, **{name: value})):
+                why = next(tried[it] for it in tried if it != before and vars(it)[name] == value)
+                self.tell(f"rater: the server takes {loss} ({why}).", harm)
 
     async def _exchange(self, dialect: Dialect, prompt: _Prompt, clock: asyncio.Timeout) -> Reply:
         """One request in a dialect, and the reply to it."""

@@ -127,6 +127,14 @@ def test_reasons_that_differ_in_numbers_are_one():
         (400, "Your credit balance is too low to access the API.", "quota"),
         (400, "top_logprobs: Input should be less than or equal to 5", "prompt"),
         (400, "`temperature` must be strictly positive", "prompt"),
+        (404, "No endpoints found that can handle the requested parameters.", "prompt"),
+        (404, "No endpoints found for m.", "path"),
+        (403, "Your input was flagged for violence. No credits were charged.", "flagged"),
+        (400, "filtered by the content management policy (content_filter)", "flagged"),
+        (400, "Content Exists Risk", "flagged"),
+        (403, "Key limit exceeded (total limit).", "quota"),
+        (400, "Could not finish the message because max_tokens or model output limit was reached. "
+         "Please try again with higher max_tokens.", "tokens"),
     ],
 )  # fmt: skip
 def test_what_a_refusal_is_about(status, said, kind):

@@ -171,6 +171,7 @@ PARTS = [
     ([{"type": "reasoning", "text": "3"}, {"type": "text", "text": "\n"}, {"type": "text", "text": "7"}], "ok"),
     ([{"type": "thinking", "thinking": "7, or 8"}], "empty"),
     ([{"type": "refusal", "refusal": "No."}], "refusal"),
+    ([{"type": "text", "text": "7"}, {"type": "reference", "reference_ids": [1]}], "ok"),
     ([], "empty"),
 ]  # fmt: skip
 

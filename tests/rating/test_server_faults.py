@@ -312,6 +312,7 @@ FAULTS = [
     Fault("500 that names logprobs", picky(most=0, status=500), "ok", 3, 7, first=True),
     Fault("500 with logprobs", breaks_with_logprobs, "ok", 3, 7, first=True),
     Fault("403 for logprobs", picky(most=0, status=403), "ok", 3, 7, first=True),
+    Fault("404 for logprobs", picky(most=0, status=404), "ok", 3, 7, first=True),
     Fault("503 with logprobs", picky(most=0, status=503, says=False), "ok", 3, 7, first=True),
     Fault("400 for everything", always(sends("", 400)), "HTTP 400", 8, first=True),
     Fault("400 for one in a dialect of its own", picky(most=5), "ok", 2, 7),
@@ -327,6 +328,13 @@ FAULTS = [
         "context too long",
         says_no(400, "the request exceeds the available context size"),
         "HTTP 400: the request exceeds the available context size",
+        1,
+        first=True,
+    ),
+    Fault(
+        "flagged by moderation",
+        says_no(403, "Your input was flagged. No credits were charged."),
+        "HTTP 403: Your input was flagged. No credits were charged.",
         1,
         first=True,
     ),
@@ -806,6 +814,11 @@ def test_any_dialect_is_learnt_and_told_once(tmp_path, capsys):
             assert all(answers.measured) == bool(most)
             differ = (names != ("max_tokens",), temperature is other, most < 20)
             assert len(lines) == sum(differ)
+            for line in lines:  # each with the server's word for this loss
+                lost, _, said = line.partition("HTTP 400: ")
+                word = next(it for it in ("temperature", "logprobs", "max_") if it in said)
+                lost = lost.replace("limit on", "max_").replace("likely tokens", "logprobs")
+                assert word in lost.partition("takes")[2].partition(":")[0]
 
 
 def test_a_server_that_breaks_with_logprobs_is_asked_without(tmp_path, capsys):
