@@ -199,7 +199,7 @@ def _points(band: Band, x: _Axis, y: _Axis) -> list[str]:
         right = left < 0.68 * _WIDTH
         parts.append(
             f'<text x="{left + (9 if right else -9):.1f}" y="{line:.1f}" fill="{colour}" '
-            f'text-anchor="{"start" if right else "end"}" style="unicode-bidi:isolate">'
+            f'text-anchor="{"start" if right else "end"}" unicode-bidi="isolate">'
             f"{_inert(cut(name, _LABEL))}</text>"
         )
     return parts

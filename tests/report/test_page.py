@@ -28,11 +28,12 @@ from stackllm.members.lexical import LexicalParams
 from stackllm.members.registry import Member
 from stackllm.metrics import log_loss, mean_with_error, row_losses
 from stackllm.report.changes import as_stored
-from stackllm.report.page import browser, checks, panels, svg, telltales
+from stackllm.report.page import browser, checks, panels, render, svg, telltales
 from stackllm.report.page.finished import read_finished
 from stackllm.report.page.gather import gather
 from stackllm.report.page.render import as_json, as_markdown, page
 from stackllm.report.page.report import report
+from stackllm.report.public import Given, enter
 from stackllm.settings import RunParams, Settings
 from stackllm.store.digest import file_digest
 from stackllm.tables.contest import TableParams
@@ -200,6 +201,7 @@ KNOWN_TAGS = {
     "html", "head", "meta", "title", "style", "body", "header", "nav", "ul", "li", "a", "main", "section", "h1", "h2",
     "h3", "p", "div", "span", "b", "small", "table", "thead", "tbody", "tr", "th", "td", "button", "label", "input",
     "select", "option", "svg", "path", "circle", "rect", "polyline", "text", "noscript", "pre", "code", "footer", "script",
+    "polygon", "clippath",
 }  # fmt: skip
 
 
@@ -333,6 +335,26 @@ def test_the_word_that_speaks_is_marked_for_its_class():
     assert telltales.marks("The sun shines, never fails.", table) == [
         (4, 7, 1, 2), (8, 14, 1, 3), (16, 21, 0, 1),
     ]  # fmt: skip
+
+
+def test_public_scores_of_the_logbook_are_drawn(tmp_path):
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 8, ["a", "b", "c"])
+    assert told_of(root)["public"] is None
+    team = [("<b>one", 1.028, 0.925), ("two", 1.006, 0.855), ("three", 0.945, 0.736)]
+    enter(root.parent, [Given(name, lb, cv) for name, cv, lb in team])
+    told = told_of(root)
+    assert told["public"]["kind"] == "regression"
+    assert not {"date", "note"} & {*told["public"]["pairs"][0]}
+    text = page(told)
+    assert_inert(text)
+    assert 'id="public"' in text
+
+
+def test_helped_and_hurt_are_counted_once():
+    losses = [(1.0, 0.5), (1.0, 1.5), (0.7, 0.7), (0.1, 0.4)]
+    told = render._helped([{"raw": raw, "posterior": after} for raw, after in losses])
+    assert (told["gain"], told["cost"]) == (2, 2)
+    assert [[it["place"] for it in rows] for _, rows in told["most"]] == [[1, 3], [0, 2]]
 
 
 @pytest.mark.parametrize("n_classes", [2, 20])

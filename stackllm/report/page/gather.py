@@ -50,6 +50,7 @@ def gather(run: Finished) -> dict[str, Any]:
         "weights": panels.weights(run),
         "slices": panels.slices(run),
         "pseudo": panels.pseudo(run),
+        "public": panels.public_scores(run),
         "made": panels.how_made(run),
         "lacks": list(run.lacks),
         "notes": [one_line(note) for note in run.record.get("notes", [])],

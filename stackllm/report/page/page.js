@@ -148,7 +148,7 @@ function detail(g) {
 order.addEventListener("change", choose);
 word.addEventListener("input", () => { shown = STEP; choose(); });
 more.addEventListener("click", () => { shown += STEP; draw(); });
-for (const dot of document.querySelectorAll("circle[data-g]")) dot.addEventListener("click", () => {
+for (const dot of document.querySelectorAll("[data-g]")) dot.addEventListener("click", () => {
   word.value = "";
   order.value = "hard";
   const i = Number(dot.dataset.g);

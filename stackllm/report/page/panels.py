@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -14,7 +15,9 @@ from stackllm.metrics import mean_with_error, row_losses
 from stackllm.probabilities import Floats
 from stackllm.report.changes import chosen
 from stackllm.report.leaderboard import seconds_of, verdict
+from stackllm.report.logbook import read_logbook
 from stackllm.report.page.finished import Finished
+from stackllm.report.public import band_of
 from stackllm.report.text import cut, one_line
 
 N_BINS = 10
@@ -25,6 +28,10 @@ _NAME = 24
 
 _UNITS = 40
 """Lines of units by time."""
+
+
+_OF_SCORES = ("name", "cv", "cv_se", "lb", "train", "test")
+"""What is told of a public score; the day of its entry is none of a run's results."""
 
 
 def shown_name(name: str) -> str:
@@ -207,6 +214,13 @@ def pseudo(run: Finished) -> list[dict[str, Any]]:
         )
         before = labels
     return told
+
+
+def public_scores(run: Finished) -> dict[str, Any] | None:
+    """Public scores of the logbook beside the runs against their own, as :class:`~stackllm.report.public.Band` has them."""
+    band = dataclasses.asdict(band_of(read_logbook(run.root.parent).scores))
+    band["pairs"] = [{it: pair[it] for it in _OF_SCORES} for pair in band["pairs"]]
+    return band if band["pairs"] else None
 
 
 def how_made(run: Finished) -> dict[str, Any]:

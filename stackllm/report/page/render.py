@@ -12,18 +12,23 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from stackllm.report import lb_plot
 from stackllm.report.page import svg
 from stackllm.report.page.panels import shown_name
+from stackllm.report.public import Band
 
 MARKER = "stackllm report"
 """Stands near the start of every file of a report, so that a new one replaces no other file."""
 
 MAX_MODELS = 150
 
+_MOST = 4
+"""Groups that are named as hurt or helped most."""
+
 _PANELS = {
     "verdict": "Verdict", "checks": "Checks", "leaderboard": "Leaderboard", "rounds": "Rounds", "group": "Group",
     "browser": "Browser", "confusion": "Confusion", "reliability": "Reliability", "members": "Members",
-    "slices": "Slices", "pseudo": "Pseudo-labels", "made": "How it was made",
+    "slices": "Slices", "pseudo": "Pseudo-labels", "public": "Public scores", "made": "How it was made",
 }  # fmt: skip
 
 
@@ -45,6 +50,7 @@ def page(told: Mapping[str, Any]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["tojson_plain"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["together"] = lambda said: said.replace(" ± ", "\u00a0±\u00a0")
     return environment.from_string(_asset("page.html")).render(
         **{**told, **_drawn(told)},
         css=Markup(css),
@@ -61,7 +67,7 @@ def page(told: Mapping[str, Any]) -> str:
         panels=[
             (name, title)
             for name, title in _PANELS.items()
-            if name not in ("rounds", "pseudo") or told[name]
+            if name not in ("rounds", "pseudo", "public") or told[name]
         ],
     )  # fmt: skip
 
@@ -172,6 +178,8 @@ def _drawn(told: Mapping[str, Any]) -> dict[str, Any]:
             }
             for it in told["pseudo"]
         ],
+        "public": _public(told["public"]),
+        "helped": _helped(told["browser"]["groups"]),
         "pictures": {
             "brought": svg.brought(
                 told["browser"]["groups"],
@@ -197,6 +205,18 @@ def _scale(values: Sequence[tuple[float, float | None]]) -> svg.Scale:
     return svg.Scale(low, high, 8, 200)
 
 
+def _helped(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many groups were helped and hurt, and those that were most."""
+    placed = [{"place": place, **it} for place, it in enumerate(groups)]
+    placed.sort(key=lambda it: it["posterior"] - it["raw"])
+    n_gain = sum(it["posterior"] <= it["raw"] for it in placed)
+    most = [
+        ("Hurt most", placed[n_gain:][::-1][:_MOST]),
+        ("Helped most", placed[:n_gain][:_MOST]),
+    ]
+    return {"gain": n_gain, "cost": len(placed) - n_gain, "most": most}
+
+
 def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], where: str) -> Markup:
     shares = [[it / max(sum(row), 1) for it in row] for row in counts]
     mistakes = [
@@ -205,6 +225,17 @@ def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], where: s
     share, i, j = max(mistakes)
     alt = f"{where}: most often mistaken is {shown_name(classes[i])}, taken for {shown_name(classes[j])} in {share:.0%} of its rows."
     return svg.heat(shares, classes, alt, "is", "taken for")
+
+
+def _public(band: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The logbook's picture, and its band in words."""
+    if band is None:
+        return None
+    stored: dict[str, Any] = {
+        name: tuple(it) if isinstance(it, list) else it for name, it in band.items()
+    }
+    whole = Band(**stored)
+    return {"outside": whole.outside, "picture": Markup(lb_plot.svg(whole))}
 
 
 def _reliability(bins: Sequence[Mapping[str, Any]], where: str) -> Markup:

@@ -122,7 +122,7 @@ def heat(
     """A square of shares from 0 to 1, the diagonal framed; colours are those of the shares raised to ``power``."""
     n = len(matrix)
     cell = 36.0 if n <= 8 else max(16.0, 290.0 / n)
-    left, top = 92.0, 76.0
+    left, top = 92.0, 34.0 + 4.6 * min(max(map(len, names)), 9)
     parts = [text(left, 12, across, "tick"), text(4, top - 8, down, "tick")]
     for i, name in enumerate(names):
         short = shown_name(name)
@@ -192,7 +192,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], alt: str) -> Markup:
             f'<circle class="dot" cx="{at:.1f}" cy="{y(it["right"]):.1f}" r="4"><title>{it["rows"]} rows: said '
             f"{it['confidence']:.1%}, right {it['right']:.1%}</title></circle>"
         )
-    return picture(340, 292, alt, parts)
+    return picture(350, 292, alt, parts)
 
 
 def brought(groups: Sequence[Mapping[str, Any]], alt: str) -> Markup:
