@@ -21,6 +21,7 @@ from stackllm.pipeline import Until, run
 from stackllm.predict import Model, open_model, predict_new
 from stackllm.rating.requests import ServerParams
 from stackllm.report.explain import Explanation, explain_row
+from stackllm.report.page.report import Report, report
 from stackllm.settings import Settings, make_settings, read_settings
 from stackllm.store.atomic import make_folder, write_file
 from stackllm.store.records import RECORD, read_json
@@ -283,6 +284,17 @@ class StackLLM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def leaderboard(self) -> pl.DataFrame:
         """Out-of-fold scores of every model of every round; see :func:`stackllm.report.leaderboard.leaderboard`."""
         return pl.read_csv(self._finished("leaderboard.csv"))
+
+    def report(self, output: str | Path | None = None) -> Report:
+        """Write the page about the run, and show it in a notebook; see :func:`stackllm.report.page.report.report`.
+
+        Parameters
+        ----------
+        output
+            The page, with ``.md`` and ``.json`` beside it. None: ``report.html`` in the run's folder.
+        """
+        self._finished("run.json")
+        return report(self._root, self._root.parent, None if output is None else Path(output))
 
     def _repr_html_(self) -> str:
         """The leaderboard, for a notebook."""

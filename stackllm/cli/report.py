@@ -36,15 +36,5 @@ def report(name: str, output: Path | None, artifacts: Path, as_json: bool) -> No
     """
     from stackllm.report.page.report import report as write
 
-    page, told = write(name, artifacts, output)
-    if as_json:
-        checks = [
-            {it: check[it] for it in ("code", "severity", "sentence")} for check in told["checks"]
-        ]
-        click.echo(json.dumps({"report": str(page), "verdict": told["verdict"], "checks": checks}))
-        return
-    lines = [
-        *told["verdict"],
-        *(f"{it['code']} {it['title']}: {it['sentence']}" for it in told["checks"]),
-    ]
-    click.echo("\n".join([*lines, f"report: {page}"]))
+    written = write(name, artifacts, output)
+    click.echo(json.dumps(written.summary()) if as_json else str(written))

@@ -18,6 +18,7 @@ from conftest import write_table
 from hypothesis import given
 from hypothesis import strategies as st
 
+import stackllm
 from stackllm import pipeline
 from stackllm.cli import cli
 from stackllm.crossfit.pseudo import PseudoParams
@@ -265,7 +266,8 @@ def test_the_page_says_what_the_arrays_say(tmp_path):
 
 
 def test_a_run_as_it_is_made_has_every_panel_and_the_same_bytes_twice(real, tmp_path):
-    path, told = report("demo", real.parent)
+    written = report("demo", real.parent)
+    path, told = written.path, written.told
     assert path == real / "report.html"
     assert told["rounds"][1]["verdict"]
     assert told["pseudo"][0]["rows"] > 0
@@ -278,10 +280,12 @@ def test_a_run_as_it_is_made_has_every_panel_and_the_same_bytes_twice(real, tmp_
     for name in ("verdict", "checks", "leaderboard", "rounds", "group", "browser", "confusion", "reliability", "members",
                  "slices", "pseudo", "made"):  # fmt: skip
         assert f'<section id="{name}"' in text
-    again, _ = report(str(real), tmp_path, tmp_path / "copy.html")
+    again = stackllm.open(real).report(tmp_path / "copy.html").path
     for end in (".html", ".md", ".json"):
         assert again.with_suffix(end).read_bytes() == path.with_suffix(end).read_bytes()
     assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == told
+    ((tag, attrs, _),) = elements(written._repr_html_())
+    assert (tag, attrs["sandbox"], attrs["srcdoc"]) == ("iframe", "allow-scripts", text)
 
 
 def test_hostile_texts_are_inert(tmp_path):
@@ -547,7 +551,7 @@ def test_wrong_commands_end_in_one_sentence(real, tmp_path):
 def test_a_browser_draws_sorts_filters_and_opens(tmp_path):
     texts = [HOSTILE[i % len(HOSTILE)] + f" {i}" for i in range(90)]
     root = planted(tmp_path / "w" / "artifacts" / "demo", 30, ["a", "b", "<b>c"], texts=texts)
-    path, _ = report("demo", root.parent)
+    path = report("demo", root.parent).path
     with Browser(tmp_path / "profile") as browser:
         browser.open(path)
         assert browser.complaints() == []

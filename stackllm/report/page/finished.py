@@ -95,7 +95,7 @@ class Finished:
         return np.ascontiguousarray(frame.select(self.classes).to_numpy(), dtype=np.float64)
 
 
-def read_finished(name: str, artifacts: Path) -> Finished:
+def read_finished(name: str | Path, artifacts: Path) -> Finished:
     """Read a finished run; nothing is computed and nothing written.
 
     Parameters
@@ -151,7 +151,7 @@ def read_finished(name: str, artifacts: Path) -> Finished:
     )  # fmt: skip
 
 
-def _find(name: str, artifacts: Path) -> Path:
+def _find(name: str | Path, artifacts: Path) -> Path:
     for root in (artifacts / name, Path(name)):
         if (root / STATE).is_file():
             state = read_json(root / STATE)
@@ -165,7 +165,7 @@ def _find(name: str, artifacts: Path) -> Path:
             return root
     raise MissingInputError(
         f'there is no run "{name}" in {artifacts}. '
-        + (did_you_mean(name, run_names(artifacts)) if run_names(artifacts) else "Make one with stackllm run.")
+        + (did_you_mean(str(name), run_names(artifacts)) if run_names(artifacts) else "Make one with stackllm run.")
     )  # fmt: skip
 
 

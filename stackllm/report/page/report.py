@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,40 @@ PAGE = "report.html"
 _NEAR_START = 4096
 
 
-def report(name: str, artifacts: Path, output: Path | None = None) -> tuple[Path, dict[str, Any]]:
+@dataclass(frozen=True)
+class Report:
+    """A report that was written. In a notebook it shows itself.
+
+    Parameters
+    ----------
+    path
+        The page.
+    told
+        What it says; see :func:`~stackllm.report.page.gather.gather`.
+    """
+
+    path: Path
+    told: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Verdict and checks, for programs."""
+        said = ("code", "severity", "sentence")
+        checks = [{it: check[it] for it in said} for check in self.told["checks"]]
+        return {"report": str(self.path), "verdict": self.told["verdict"], "checks": checks}
+
+    def __str__(self) -> str:
+        checks = [f"{it['code']} {it['title']}: {it['sentence']}" for it in self.told["checks"]]
+        return "\n".join([*self.told["verdict"], *checks, f"report: {self.path}"])
+
+    def _repr_html_(self) -> str:
+        """The page in a frame that reaches nothing of the notebook."""
+        return (
+            f'<iframe sandbox="allow-scripts" title="stackllm report" width="100%" height="800" '
+            f'srcdoc="{escape(page(self.told))}"></iframe>'
+        )
+
+
+def report(name: str | Path, artifacts: Path, output: Path | None = None) -> Report:
     """Write the report of a finished run.
 
     Parameters
@@ -33,8 +68,7 @@ def report(name: str, artifacts: Path, output: Path | None = None) -> tuple[Path
 
     Returns
     -------
-    tuple
-        The page, and what it says; see :func:`~stackllm.report.page.gather.gather`.
+    Report
 
     Raises
     ------
@@ -57,7 +91,7 @@ def report(name: str, artifacts: Path, output: Path | None = None) -> tuple[Path
     for path, text in texts.items():
         # names of files may hold halves of letters
         write_text(path, text.encode("utf-8", "replace").decode())
-    return target, told
+    return Report(target, told)
 
 
 def _check_target(target: Path) -> None:
