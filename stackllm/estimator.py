@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 from stackllm.errors import DataError, MissingInputError, UsageError
 from stackllm.metrics import accuracy, mean_with_error, row_losses, shown_with_error
 from stackllm.pipeline import Until, run
-from stackllm.predict import Model, open_model, predict_new
+from stackllm.predict import Model, is_as_read, open_model, predict_new, read_tables
 from stackllm.rating.requests import ServerParams
 from stackllm.report.explain import Explanation, explain_row
 from stackllm.report.page.report import Report, report
@@ -26,7 +26,7 @@ from stackllm.settings import Settings, make_settings, read_settings
 from stackllm.store.atomic import make_folder, write_file
 from stackllm.store.records import RECORD, read_json
 from stackllm.study import read_scored
-from stackllm.tables.contest import NewRows, read_new, read_training
+from stackllm.tables.contest import NewRows, read_new
 from stackllm.tables.frames import from_native, like_native
 from stackllm.tables.sample import plain_layout, read_sample
 from stackllm.workspace import Workspace, open_workspace
@@ -177,7 +177,7 @@ class StackLLM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def oof_(self) -> pl.DataFrame:
         """Training rows and their out-of-fold posterior."""
         model = self._model()
-        rows = read_training(model.data).train
+        rows = read_tables(model).train
         labels = pl.Series("label", [model.classes[i] for i in rows["label"]])
         posterior = pl.read_parquet(self._root / "oof.parquet")
         return pl.concat(
@@ -370,9 +370,10 @@ class StackLLM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _stored(self, model: Model, rows: NewRows) -> np.ndarray | None:
         """The run's own predictions of rows that it had without labels; None if these are others."""
-        if not model.data.test or not Path(model.data.test).exists():
+        path = model.data.test
+        if not path or not Path(path).is_file() or not is_as_read(model, path):
             return None
-        test = read_new(Path(model.data.test), model.data).frame
+        test = read_new(Path(path), model.data).frame
         if not test.equals(rows.frame):
             return None
         return pl.read_parquet(self._root / "test.parquet").select(model.classes).to_numpy()

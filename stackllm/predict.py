@@ -34,11 +34,11 @@ from stackllm.settings import build
 from stackllm.stack.features import stack_features
 from stackllm.stack.posteriors import fold_posteriors
 from stackllm.stack.round import Round, final_posteriors, final_rows
-from stackllm.store.digest import digest
-from stackllm.store.records import read_json, write_json
+from stackllm.store.digest import digest, file_digest
+from stackllm.store.records import RECORD, read_json, write_json
 from stackllm.store.units import Unit, make_unit, open_unit, stored_key
 from stackllm.study import Study, read_scored
-from stackllm.tables.contest import TableParams, read_new
+from stackllm.tables.contest import Table, TableParams, read_new, read_training
 from stackllm.tables.files import write_frame
 from stackllm.tables.spreadsheet import spreadsheet_safe
 from stackllm.workspace import Workspace
@@ -187,6 +187,31 @@ def read_model(root: Path) -> Model:
             "over what it can."
         )
     return Model(root, content, build(str(root), TableParams, content["data"]))
+
+
+def read_tables(model: Model) -> Table:
+    """The tables that the run was made of, whose rows are those of what it handed out.
+
+    Raises
+    ------
+    MissingInputError, StorageError
+        If one is gone or can't be read.
+    DataError
+        If one is another now.
+    """
+    for path in filter(None, (model.data.train, model.data.test)):
+        if Path(path).is_file() and not is_as_read(model, path):
+            raise DataError(
+                f"{path}: this is not the table any more that {model.root} was made of. Put that back, or run the "
+                "command that made the run again."
+            )
+    return read_training(model.data)
+
+
+def is_as_read(model: Model, path: str) -> bool:
+    """Is a table, byte for byte, one that the run was made of?"""
+    inputs: dict[str, str] = read_json(model.root / RECORD)["inputs"]
+    return file_digest(Path(path)) in inputs.values()
 
 
 @dataclass(frozen=True)

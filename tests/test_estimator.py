@@ -143,7 +143,7 @@ def test_without_unlabelled_rows_there_is_no_submission(contest, tmp_path):
     fitted = model(tmp_path / "alone").fit(train.drop(columns="target"), train["target"])
     assert not (tmp_path / "alone" / "submission.csv").exists()
     raw = pl.read_csv(folder / "artifacts/py/leaderboard.csv").filter(pl.col("round") == 0)
-    alone = fitted.leaderboard()
+    alone = fitted.leaderboard().drop("behind", "behind_se")  # that of which is submitted
     assert alone.equals(raw.select(alone.columns))  # test rows take no part in round 0
     assert fitted.score(frames["test"], frames["solution"]).log_loss < 0.9
 
@@ -203,6 +203,25 @@ def test_rows_are_explained_by_models_that_did_not_see_them(contest):
     assert "<script>" not in fitted.explain(hostile)._repr_html_()
     with pytest.raises(sl.UsageError, match="row must be from 0 to 2, not 3"):
         fitted.explain(new, row=3)
+
+
+def test_a_table_that_is_another_now_is_no_row_of_the_run(contest):
+    folder, frames, fitted = contest
+    tables = folder / "artifacts/py/tables"
+    before = {name: (tables / f"{name}.parquet").read_bytes() for name in ("train", "test")}
+    other = frames["test"].iloc[::-1]
+    try:
+        from_native(other, "it").write_parquet(tables / "test.parquet")
+        submission = fitted.to_submission(other)  # what the run handed out has another order
+        expected = fitted.predict_proba(other).to_numpy()
+        np.testing.assert_array_equal(submission.drop("id").to_numpy(), expected)
+        with pytest.raises(sl.DataError, match=r"test\.parquet: this is not the table any more"):
+            fitted.explain(other)
+        with pytest.raises(sl.DataError, match="Put that back, or run the command"):
+            fitted.oof_  # noqa: B018
+    finally:
+        for name, content in before.items():
+            (tables / f"{name}.parquet").write_bytes(content)
 
 
 def test_the_readme_shows_what_runs(contest, tmp_path, monkeypatch):

@@ -235,19 +235,28 @@ def _members(
         )
     if len(of_training) == 1:
         return [(name, of_training[0], of_test)]
-    tests: dict[str, list[Outside]] = {}
-    for part in of_test:
-        tests.setdefault(_stem(part.path), []).append(part)
-    members: list[tuple[str, Outside, Sequence[Outside]]] = []
+    wholes: dict[str, Outside] = {}
     for part in of_training:
-        key = _stem(part.path)
-        if key not in tests:
+        other = wholes.setdefault(_stem(part.path), part)
+        if other is not part:
             raise DataError(
-                f'{part.path}: none of the files of test rows is called like it. Call both alike but for "oof" and '
-                '"test" (oof_a.csv and test_a.csv), or oofs/a.csv and tests/a.csv.'
+                f"{part.path} and {other.path} would both be the member {name}_{_stem(part.path)}. Rename one of them."
             )
-        members.append((f"{name}_{key}", part, tests[key]))
-    return members
+    tests: dict[str, list[Outside]] = {key: [] for key in wholes}
+    for part in of_test:
+        if _stem(part.path) not in tests:
+            raise _unlike(part, "training")
+        tests[_stem(part.path)].append(part)
+    if lonely := next((part for key, part in wholes.items() if not tests[key]), None):
+        raise _unlike(lonely, "test")
+    return [(f"{name}_{key}", part, tests[key]) for key, part in wholes.items()]
+
+
+def _unlike(part: Outside, rows: str) -> DataError:
+    return DataError(
+        f'{part.path}: none of the files of {rows} rows is called like it. Call both alike but for "oof" and "test" '
+        "(oof_a.csv and test_a.csv), or oofs/a.csv and tests/a.csv."
+    )
 
 
 def _stem(path: Path) -> str:

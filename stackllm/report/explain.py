@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from stackllm.members.lexical import telltale
-from stackllm.predict import Model, Opinions, opinions_on, unit_folders
+from stackllm.predict import Model, Opinions, opinions_on, read_tables, unit_folders
 from stackllm.report.text import aligned
 from stackllm.store.records import RECORD, read_json
-from stackllm.tables.contest import NewRows, Table, read_training
+from stackllm.tables.contest import NewRows, Table
 from stackllm.workspace import Workspace
 
 _SHOWN = 8
@@ -111,7 +111,7 @@ def explain_row(model: Model, rows: NewRows, row: int, workspace: Workspace) -> 
     MissingInputError, DataError, StorageError
         If the run's tables or its models are not what they were.
     """
-    table = read_training(model.data)
+    table = read_tables(model)
     wanted = rows.frame.row(row, named=True)
     where, place = _find(table, wanted)
     if where == "new":

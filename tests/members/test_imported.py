@@ -243,7 +243,12 @@ def test_several_whole_files_are_members_and_a_pattern_takes_them(
         ({"oof.npy": np.array([None] * 3, dtype=object)}, "not a readable file of plain numbers"),
         ({"oof.npz": b"PK\x03\x04broken"}, "not a readable file of plain numbers"),
         ({"a_oof.npy": np.full((N_TRAIN, 3), 1 / 3), "b_oof.npy": np.full((N_TRAIN, 3), 1 / 3),
-          "test.npy": np.full((N_TEST, 3), 1 / 3)}, "none of the files of test rows is called like it"),
+          "test.npy": np.full((N_TEST, 3), 1 / 3)}, "none of the files of training rows is called"),
+        ({"oof_a.npy": np.full((N_TRAIN, 3), 1 / 3), "oof_b.npy": np.full((N_TRAIN, 3), 1 / 3),
+          "test_a.npy": np.full((N_TEST, 3), 1 / 3), "test_b.npy": np.full((N_TEST, 3), 1 / 3),
+          "test_c.npy": np.full((N_TEST, 3), 1 / 3)}, r"test_c\.npy: none of the files of training rows"),
+        ({"oof_a.npy": np.full((N_TRAIN, 3), 1 / 3), "a_valid.npy": np.full((N_TRAIN, 3), 1 / 3),
+          "test_a.npy": np.full((N_TEST, 3), 1 / 3)}, "would both be the member x_a. Rename one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_imported_is_refused(content, said, contest, tmp_path) -> None:
