@@ -38,8 +38,13 @@ _MOST_NAME = 200
 """So many characters of names are kept; older journals hold as many of a text."""
 _TOKEN_ROOM = 12
 """Characters per token."""
-_CUT = ("length", "max_tokens", "model_length", "MAX_TOKENS")
+_CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
 """How servers say that a reply was cut at its limit."""
+
+_REFUSED = re.compile(
+    r"content_?filter|safety|refusal|recitation|prohibited|blocklist|spii|sensitive", re.IGNORECASE
+)
+"""How servers say that a reply was refused or taken back."""
 _NUMBER_OVER = re.compile(r"\D")
 _LABEL_OVER = re.compile(r"[\r\nĊ\"`*}<]")
 
@@ -169,11 +174,11 @@ def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
     secret = secret if len(secret) >= LEAST_SECRET else ""
     body = read_body(content, secret)
     answer = body.completion
-    finish = "length" if answer.finish in _CUT else answer.finish
-    cut = finish == "length"
+    finish = "length" if answer.finish.casefold() in _CUT else answer.finish
+    cut, refused = finish == "length", bool(answer.refusal or _REFUSED.match(finish))
     said, thought = strip(answer.text or "", cut)
     thought = thought or answer.thinks or _count(_details(body.usage)) > 0
-    if answer.text is None and not (answer.refusal or thought or cut):
+    if answer.text is None and not (refused or thought or cut):
         raise BadReplyError("wrong schema")
     if not said.strip() and _is_answer(answer, cut):
         said, thought = answer.thought, False
@@ -181,7 +186,7 @@ def read_reply(content: bytes, secret: str = "", keep: int = 0) -> Reply:
         _kept(said, secret, _text_room(keep)),
         read_tokens(answer.entries, said, thought, secret, max(keep, MOST_TOKENS)),
         _kept(finish, secret, _MOST_NAME),
-        bool(answer.refusal) or finish == "content_filter",
+        refused,
         _kept(body.model, secret, _MOST_NAME),
         _count(body.usage.get("total_tokens")),
         _count(body.usage.get("prompt_tokens")),

@@ -2,7 +2,7 @@
 
 An LLM that is told to reply with one allowed answer may still write ``Rating: 7``, ``**7**/10`` or
 ``{"rating": 7}``. One rule decides: a *line* (or a JSON object) states an answer if an allowed answer is all that it
-says, but for marks, a word such as "rating" before it and the top of the scale after it. What the
+says, but for marks, a word such as "rating" before it, and zeros and the top of the scale after it. What the
 first line states is the answer, else what the last one states, if what stands before it has ended; and
 no other line may state another.
 Nothing is looked for within a sentence: "not a 7" and "7 or 8" state nothing.
@@ -142,7 +142,7 @@ def _pattern(asked: Asked) -> re.Pattern[str]:
     words = f"{_WORDS}|{block}" if block else _WORDS
     name = rf"(?:(?:{_BEFORE})\s+)*(?:{words})(?:[\s_]+(?:{words}))?"
     top = rf"(?:{_MARKS}(?:/|\bout\s+of\b){_MARKS}{re.escape(asked.answers[-1])})?"
-    after = {"rating": top, "comparison": _BETTER}.get(asked.kind, "")
+    after = {"rating": rf"(?:[.,]0+(?!\d))?{top}", "comparison": _BETTER}.get(asked.kind, "")
     return re.compile(
         rf"[#>\s]*{_MARKS}(?:{name}{_MARKS}(?:\s*[:=：]|\s+is(?:\s*:)?(?=\s)|(?=\s)){_MARKS})?{_BOXED}{_MARKS}"
         rf"(?P<answer>{'|'.join(map(re.escape, answers))}){_MARKS}{after}[.!\s]*{_MARKS}(?:\\\]|\\\))?",

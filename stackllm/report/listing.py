@@ -13,12 +13,12 @@ import polars as pl
 from stackllm.errors import MissingInputError, did_you_mean
 from stackllm.parameters import shown
 from stackllm.report.logbook import SCORES, Logbook
-from stackllm.report.text import aligned, cut, one_line
+from stackllm.report.text import WIDTH, aligned, cut, one_line
 from stackllm.store.ledger import Entry
 from stackllm.tables.spreadsheet import spreadsheet_safe
 
-WIDTH, _NAME = 100, 24
-"""Cells of a terminal that the table takes at most, and its column of names."""
+_NAME = 24
+"""Cells of the column of names."""
 _LINES = 4
 """Lines that the settings of a run, or a note, take at most; ``--csv`` and ``--json`` have them whole."""
 

@@ -14,7 +14,7 @@ from stackllm.rating.answers import Cost
 from stackllm.rating.cost import told_of_cost
 from stackllm.rating.question import Asked
 from stackllm.rating.table import Rated, said_of
-from stackllm.report.text import cut, one_line
+from stackllm.report.text import cut, folded, one_line
 
 _MOST_BARS = 12
 _BAR = 30
@@ -206,7 +206,7 @@ def _explained(known: pl.DataFrame) -> tuple[float | None, float | None]:
 
 def render_accounts(accounts: Sequence[Account]) -> str:
     """Accounts for people: a few lines for each recipe, whatever stands in labels and names."""
-    return "\n\n".join("\n".join(_lines(it)) for it in accounts)
+    return "\n\n".join("\n".join(map(folded, _lines(it))) for it in accounts)
 
 
 def _lines(told: Account) -> Iterator[str]:
@@ -277,7 +277,7 @@ def _means(question: Distribution) -> Iterator[str]:
         yield ", ".join(parts)
     if question.by_class:
         means = sorted(question.by_class.items(), key=lambda it: -it[1])
-        shown = [f"{_shown(name, 24)} {mean:.2f}" for name, mean in means]
+        shown = [f"{_shown(name, 24)}: {mean:.2f}" for name, mean in means]
         if len(shown) > _MOST_NAMES:
             half = _MOST_NAMES // 2
             shown = [*shown[:half], "…", *shown[-half:]]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
+WIDTH = 100
+"""Cells of a line that people read."""
+
 
 def aligned(lines: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
     """Rows of cells in columns, the first row being the header.
@@ -50,3 +55,19 @@ def cut(text: str, width: int) -> str:
     if len(text) <= width and cell_len(text) <= width:
         return text
     return set_cell_size(text[: width + 1], width - 1).rstrip() + "…"
+
+
+def folded(line: str) -> str:
+    """A long line over several, the others set in further than the first.
+
+    Examples
+    --------
+    >>> print(folded("  cost: " + "48 requests now, " * 6 + "and no more"))
+      cost: 48 requests now, 48 requests now, 48 requests now, 48 requests now, 48 requests now, 48
+        requests now, and no more
+    """
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    wrapped = textwrap.wrap(
+        line, WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
+    return "\n".join(wrapped)

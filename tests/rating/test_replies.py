@@ -197,7 +197,7 @@ CLEAR = [
     "7", "7.", " 7\n", '"7"', "**7**", "`7`", "7!", "(7)", "[7]", "> 7", "7/10", "7 / 10", "7 out of 10", "**7**/10",
     "**7/10**", "Rating: 7", "rating = 7", "Rating 7", "Rating: **7**", "**Rating:** 7", "**Rating: 7/10**", "### Rating: 7",
     "Score: 7", "Answer: 7.", "The answer is 7", "The rating is **7**.", "My final rating is: 7", "Overall score: 7/10",
-    "gpt_rating: 7", "GPT Rating: 7", '{"rating": 7}', '{"rating": 7.0}', '{"score": "7"}', '{"rating": "7/10"}', '{"r": 7}',
+    "gpt_rating: 7", "GPT Rating: 7", "7.0", "Rating: 7,00/10", '{"rating": 7}', '{"rating": 7.0}', '{"score": "7"}', '{"rating": "7/10"}', '{"r": 7}',
     '```json\n{"rating": 7}\n```', '```\n{"rating": 7}\n```', "```\n7\n```", '{"rating": 7, "explanation": "8 is too high"}',
     '{"explanation": "8 is too high", "rating": 7}', 'Here it is:\n{"rating": 7}', '{"rating": 7}\n\nIt is clear.',
     "<answer>7</answer>", "<answer>\n7\n</answer>", "7<|im_end|>", r"\boxed{7}", r"$\boxed{7}$", r"\[\boxed{7}\]",

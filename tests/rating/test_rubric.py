@@ -88,7 +88,7 @@ def said(text, recipe=PAIR, finish="stop"):
         ("> clarity: 4\n4\ncasual", ["left out", "left out"]),  # a quotation is another's
         ('{"ratings": {"clarity": 4, "tone": "casual"}}', ["left out", "left out"]),
         ('{"clarity": null, "tone": true}', ["unknown answer", "unknown answer"]),
-        ('{"clarity": 4.0, "tone": {"casual": 1}}', ["out of scale", "unknown answer"]),
+        ('{"clarity": 4.0, "tone": {"casual": 1}}', ["4", "unknown answer"]),
         ("I'd say 4 and casual.", ["left out", "left out"]),
         ("", ["empty", "empty"]),
         ("{" * 300 + "[" * 300, ["left out", "left out"]),

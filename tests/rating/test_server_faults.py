@@ -140,6 +140,12 @@ FILTERED = json.loads(json.dumps(GOOD))
 FILTERED["choices"][0]["finish_reason"] = "content_filter"
 
 
+def ended(finish):
+    reply = completion(None)
+    reply["choices"][0]["finish_reason"] = finish
+    return reply
+
+
 def sends(content, status=200, **headers):
     return lambda handler: handler.send(content, status, **headers)
 
@@ -267,6 +273,17 @@ FAULTS = [
     Fault("compressed bomb", always(sends(BOMB, content_encoding="gzip")), "compressed body", 3),
     Fault("refusal", says(None, refusal="I can't."), "refusal", 1),
     Fault("content filter", always(sends(FILTERED)), "refusal", 1),
+    *(
+        Fault(f"nothing said, ended by {finish}", always(sends(ended(finish))), status, 1)
+        for finish, status in (
+            ("content_filter", "refusal"),
+            ("SAFETY", "refusal"),
+            ("content_filter: PROHIBITED_CONTENT", "refusal"),
+            ("refusal", "refusal"),
+            ("max_output_tokens", "cut off"),
+            ("Max_Tokens", "cut off"),
+        )
+    ),
     Fault("refusal in words", says("I'm sorry, I can't rate that."), "unknown answer", 1),
     Fault("unknown label", says("excellent"), "unknown answer", 1),
     Fault("two ratings", says("7 or 8"), "unknown answer", 1),
