@@ -312,7 +312,7 @@ def _folders(artifacts: Path) -> Iterator[tuple[Path, str]]:
 
 def _of_folder(folder: Path, name: str) -> Entry:
     """A run as its folder tells it."""
-    entry: Entry = {"name": name, **_state(folder)}
+    entry: Entry = {"name": name, **state_of(folder)}
     path = folder / RECORD
     if not path.is_file():
         return entry
@@ -335,7 +335,7 @@ def _board(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _state(folder: Path) -> dict[str, str]:
+def state_of(folder: Path) -> dict[str, str]:
     """Whether a run finished; one that neither finished nor failed and that nobody holds was interrupted."""
     try:
         state: dict[str, str] = read_json(folder / STATE)

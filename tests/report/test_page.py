@@ -7,7 +7,9 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -138,17 +140,6 @@ def planted(
     (root / "run.json").write_text(json.dumps(record))
     (root / "state.json").write_text('{"state": "finished"}')
     return root
-
-
-@pytest.fixture(autouse=True)
-def no_model(monkeypatch):
-    """A planted run has no unit of models."""
-    from stackllm.report.page import finished
-
-    real = finished.read_model
-    monkeypatch.setattr(
-        finished, "read_model", lambda root: real(root) if (root / "model").is_dir() else None
-    )
 
 
 def told_of(root):
@@ -387,6 +378,7 @@ def test_stage_one_alone_is_told_of_its_best_member(tmp_path):
     told = told_of(root)
     assert told["model"] == "skeleton"
     assert (told["rounds"], told["pseudo"], told["weights"]) == ([], [], None)
+    assert "ends with stage one" in told["lacks"][0]
     text = page(told)
     assert_inert(text)
     assert "The best model, skeleton, has" in text
@@ -400,8 +392,19 @@ def test_six_thousand_rows_fit_the_budget(tmp_path):
     assert told["browser"]["total"] == 857
     size = len(page(told).encode())
     assert size < 3 * 2**20
-    script = len((browser.Path(browser.__file__).parent / "page.js").read_bytes())
+    script = len((Path(browser.__file__).parent / "page.js").read_bytes())
     assert script < 25_000
+
+
+def test_a_model_whose_units_are_gone_leaves_words_unmarked(real, tmp_path):
+    copy = tmp_path / "demo"
+    shutil.copytree(real, copy)
+    shutil.rmtree(copy / "members")
+    told = told_of(copy)
+    assert told["lacks"][0].startswith("No words are marked: ")
+    assert told["weights"] == told_of(real)["weights"]
+    assert not any(row["marks"] for group in told["browser"]["groups"] for row in group["members"])
+    assert_inert(page(told))
 
 
 def test_texts_that_changed_are_left_out_and_said(tmp_path):
@@ -478,7 +481,7 @@ def test_a_member_that_has_time_but_no_weight_and_labels_that_turn():
 
 
 def test_every_check_and_panel_has_its_place_in_the_docs():
-    text = (browser.Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
     heads = [
         line.lstrip("# ").lower().replace(" ", "-")
         for line in text.splitlines()
@@ -539,12 +542,19 @@ def test_wrong_commands_end_in_one_sentence(real, tmp_path):
     half = tmp_path / "half"
     half.mkdir()
     (half / "state.json").write_text('{"state": "running"}')
-    with pytest.raises(MissingInputError, match=r"has not finished. Run the command"):
+    with pytest.raises(MissingInputError, match=r"was interrupted. Run the command"):
         typed("half", "--artifacts", tmp_path)
     (half / "state.json").write_text('{"state": "finished"}')
     (half / "run.json").write_text("{}")
     with pytest.raises(DataError, match=r"cannot be read. Run the command"):
         typed("half", "--artifacts", tmp_path)
+    (half / "state.json").write_text("{")
+    with pytest.raises(MissingInputError, match=r"left no result. Run the command"):
+        typed("half", "--artifacts", tmp_path)
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 4, ["a", "b"])
+    (root / "predictions" / "round0" / "stack_oof.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(DataError, match=r"stack_oof\.parquet: it cannot be read. Run the command"):
+        typed("demo", "--artifacts", root.parent)
 
 
 @pytest.mark.skipif(not installed(), reason="no Chromium is installed; CHROMIUM names one")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stackllm.metrics import row_losses
 from stackllm.report.page.finished import Finished
-from stackllm.report.page.telltales import lexical_models, marks, scores_of
+from stackllm.report.page.telltales import marks, scores_of
 
 MAX_TEXT = 1_200
 """Letters of a response that are shown."""
@@ -45,7 +44,6 @@ def groups(run: Finished) -> dict[str, Any]:
     losses = [np.bincount(place, values) / sizes for values in (raw, posterior)]
     order = np.lexsort((numbers, -losses[0], -losses[1]))[:MAX_GROUPS]
     rows_of = np.split(np.argsort(place, kind="stable"), np.cumsum(sizes)[:-1])
-    folders = lexical_models(run.model) if run.model is not None and run.table is not None else {}
     told, cells, room = [], CELLS, TEXT_BYTES
     for i in order:
         rows = rows_of[i]
@@ -60,29 +58,29 @@ def groups(run: Finished) -> dict[str, Any]:
         }
         cells -= 2 * len(rows) * design.n_classes
         if cells >= 0:
-            members = [_row(run, int(row), folders if room > 0 else None) for row in rows]
+            members = [_row(run, int(row), texts=room > 0) for row in rows]
             room -= sum(_size(member) for member in members)
             entry["members"] = members
         told.append(entry)
     return {"groups": told, "total": len(numbers)}
 
 
-def _row(run: Finished, row: int, folders: dict[int, list[Path]] | None) -> dict[str, Any]:
+def _row(run: Finished, row: int, texts: bool) -> dict[str, Any]:
     told: dict[str, Any] = {
         "id": visible(run.ids[row], 40),
         "label": int(run.design.labels[row]),
         "before": _parts(run.raw[row]),
         "after": _parts(run.posterior[row]),
     }
-    if run.table is None or folders is None:
+    if run.table is None or not texts:
         return told
     response: str = run.table.train["response"][row]
     text = visible(response, MAX_TEXT)
     told |= {"text": text, "length": len(response), "marks": []}
     fold = int(run.design.folds[row])
-    if fold in folders:
+    if fold in run.lexical:
         seen = response[: MAX_TEXT - 1]
-        told["marks"] = marks(seen, scores_of(response[: 4 * MAX_TEXT], folders[fold]))
+        told["marks"] = marks(seen, scores_of(response[: 4 * MAX_TEXT], run.lexical[fold]))
     return told
 
 

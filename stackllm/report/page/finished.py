@@ -14,7 +14,8 @@ from stackllm.engine.local import read_timings
 from stackllm.errors import DataError, MissingInputError, StackllmError, did_you_mean
 from stackllm.predict import Model, read_model
 from stackllm.probabilities import Floats
-from stackllm.report.logbook import STATE
+from stackllm.report.logbook import STATE, state_of
+from stackllm.report.page.telltales import lexical_models
 from stackllm.report.stored import POSTERIORS, PREDICTIONS, StoredModel, find_model, run_names
 from stackllm.settings import build
 from stackllm.store.digest import file_digest
@@ -47,7 +48,10 @@ class Finished:
     table
         The run's tables; None where they are not what they were, as ``lacks`` says.
     model
-        Which units make it up; None for a run that ends with stage one.
+        Which units make it up; None for a run that ends with stage one, or whose model is gone.
+    lexical
+        Folders of lexical models that saw no row of a fold, by fold; see
+        :func:`~stackllm.report.page.telltales.lexical_models`.
     lacks
         Sentences about what cannot be shown.
     """
@@ -64,6 +68,7 @@ class Finished:
     posterior: Floats
     table: Table | None
     model: Model | None
+    lexical: dict[int, list[Path]]
     lacks: tuple[str, ...]
 
     @property
@@ -84,15 +89,11 @@ class Finished:
 
     def rows(self, number: int, model: str) -> Floats:
         """Row probabilities of a model out of fold, ``(n_train, n_classes)``."""
-        return self._stored(Path(f"round{number}") / f"{model}_oof.parquet")
+        return _matrix(self.root, f"round{number}/{model}", self.classes)
 
     def posteriors(self, number: int, model: str) -> Floats:
         """Group posteriors of a model out of fold, ``(n_train, n_classes)``."""
-        return self._stored(Path(f"round{number}") / POSTERIORS / f"{model}_oof.parquet")
-
-    def _stored(self, path: Path) -> Floats:
-        frame = pl.read_parquet(self.root / PREDICTIONS / path)
-        return np.ascontiguousarray(frame.select(self.classes).to_numpy(), dtype=np.float64)
+        return _matrix(self.root, f"round{number}/{POSTERIORS}/{model}", self.classes)
 
 
 def read_finished(name: str | Path, artifacts: Path) -> Finished:
@@ -144,29 +145,69 @@ def read_finished(name: str | Path, artifacts: Path) -> Finished:
         shown.classes,
     )  # fmt: skip
     table, lacks = _table(record, oof["row_id"])
-    model = read_model(root) if best is not None else None
+    model, lexical, more = _model(root, best, table)
+    number, name_shown = shown.number, shown.model or "blend"
     return Finished(
         root, record, board, read_timings(root), shown, design, oof["row_id"], oof["group_id"],
-        shown.rows("oof"), shown.posterior("oof"), table, model, lacks,
+        _matrix(root, f"round{number}/{name_shown}", shown.classes),
+        _matrix(root, f"round{number}/{POSTERIORS}/{name_shown}", shown.classes),
+        table, model, lexical, (*lacks, *more),
     )  # fmt: skip
 
 
 def _find(name: str | Path, artifacts: Path) -> Path:
     for root in (artifacts / name, Path(name)):
-        if (root / STATE).is_file():
-            state = read_json(root / STATE)
-            if state.get("state") == "finished" and (root / RECORD).is_file():
-                return root
-            reason = "failed" if state.get("state") == "failed" else "has not finished"
-            raise MissingInputError(
-                f"{root}: this run {reason}. Run the command that made it once more: it goes on where it stopped."
-            )
-        if (root / RECORD).is_file():  # of a version that noted no state
+        if not any((root / it).is_file() for it in (RECORD, STATE)):
+            continue
+        state = state_of(root).get("state", "")
+        if state == "finished" and (root / RECORD).is_file():
             return root
-    raise MissingInputError(
-        f'there is no run "{name}" in {artifacts}. '
-        + (did_you_mean(str(name), run_names(artifacts)) if run_names(artifacts) else "Make one with stackllm run.")
-    )  # fmt: skip
+        said = {"failed": "failed", "running": "has not finished", "interrupted": "was interrupted"}
+        raise MissingInputError(
+            f"{root}: this run {said.get(state, 'left no result')}. Run the command that made it once more: it goes on "
+            "where it stopped."
+        )
+    known = run_names(artifacts)
+    advice = did_you_mean(str(name), known) if known else "Make one with stackllm run."
+    raise MissingInputError(f'there is no run "{name}" in {artifacts}. {advice}')
+
+
+def _matrix(root: Path, name: str, classes: tuple[str, ...]) -> Floats:
+    """Stored out-of-fold probabilities, float64 ``(n_train, n_classes)``."""
+    path = root / PREDICTIONS / f"{name}_oof.parquet"
+    try:
+        frame = pl.read_parquet(path).select(classes)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"{path}: it cannot be read. Run the command that made the run once more: what is there is not computed "
+            "again."
+        ) from error
+    return np.ascontiguousarray(frame.to_numpy(), dtype=np.float64)
+
+
+def _model(
+    root: Path, best: int | None, table: Table | None
+) -> tuple[Model | None, dict[int, list[Path]], list[str]]:
+    """The run's model and its lexical models, as far as they are there, and what is not."""
+    if best is None:
+        return (
+            None,
+            {},
+            ["No words are marked: a run that ends with stage one keeps no list of its models."],
+        )
+    model = None
+    try:
+        model = read_model(root)
+        lexical = lexical_models(model) if table is not None else {}
+    except StackllmError as error:  # stackllm clean may have made room
+        return model, {}, [f"No words are marked: {error}"]
+    if table is not None and not lexical:
+        return (
+            model,
+            {},
+            ["No words are marked: the run has no lexical member that reads the text as it is."],
+        )
+    return model, lexical, []
 
 
 def _table(record: dict[str, Any], ids: pl.Series) -> tuple[Table | None, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from stackllm.report.text import cut, one_line
 N_BINS = 10
 """Bins of confidence."""
 
-_NAME = 24
+_NAME = 32
 """Letters of a class's or model's name that are shown."""
 
 _UNITS = 40
@@ -116,11 +116,8 @@ def reliability(matrix: Floats, labels: np.ndarray, groups: np.ndarray) -> list[
 def correlation(run: Finished) -> dict[str, Any]:
     """How alike the models' mistakes are: correlation of what each says of every class, less the truth."""
     number = run.shown.number
-    names = [
-        row["model"]
-        for row in run.board.filter(pl.col("round") == number).iter_rows(named=True)
-        if row["model"] != "blend"
-    ][:_UNITS]
+    board = run.board.filter((pl.col("round") == number) & (pl.col("model") != "blend"))
+    names = board.sort("posterior", maintain_order=True)["model"].to_list()[:_UNITS]
     truth = np.eye(len(run.classes))[run.design.labels]
     mistakes = np.stack([(run.rows(number, name) - truth).ravel() for name in names])
     lengths = np.linalg.norm(mistakes, axis=1)

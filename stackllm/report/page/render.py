@@ -152,6 +152,7 @@ def _drawn(told: Mapping[str, Any]) -> dict[str, Any]:
     of_slices = _scale([(it["loss"]["value"], it["loss"]["error"]) for it in told["slices"]])
     standing = told["standing"]
     return {
+        "classes": [shown_name(name) for name in classes],
         "board": {
             "rows": rows,
             "axis": svg.forest_axis(scale),

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from stackllm.report.page.panels import shown_name
+from stackllm.report.text import cut
 
 MAX_DOTS = 1_500
 
@@ -122,16 +122,15 @@ def heat(
     """A square of shares from 0 to 1, the diagonal framed; colours are those of the shares raised to ``power``."""
     n = len(matrix)
     cell = 36.0 if n <= 8 else max(16.0, 290.0 / n)
-    left, top = 92.0, 34.0 + 4.6 * min(max(map(len, names)), 9)
+    tails = _tails(names)
+    left, top = 106.0, 34.0 + 4.9 * min(max(map(len, tails)), 10)
     parts = [text(left, 12, across, "tick"), text(4, top - 8, down, "tick")]
-    for i, name in enumerate(names):
-        short = shown_name(name)
-        short = short if len(short) <= 12 else short[:11] + "…"
+    for i, tail in enumerate(tails):
         middle = top + cell * (i + 0.5) + 4
-        parts.append(text(left - 8, middle, short, f"name k{i % 20}", "end"))
+        parts.append(text(left - 8, middle, cut(tail, 14), f"name k{i % 20}", "end"))
         x = left + cell * (i + 0.5)
         parts.append(
-            f'<text transform="translate({x + 4:.1f} {top - 8:.1f}) rotate(-45)" class="name">{escape(short[:9])}</text>'
+            f'<text transform="translate({x + 4:.1f} {top - 8:.1f}) rotate(-45)" class="name">{escape(cut(tail, 10))}</text>'
         )
     for i, row in enumerate(matrix):
         for j, share in enumerate(row):
@@ -151,6 +150,12 @@ def heat(
                 )
     width, height = left + cell * n + 34, top + cell * n + 6
     return picture(width, height, alt, parts, "plot square")  # fmt: skip
+
+
+def _tails(names: Sequence[str]) -> list[str]:
+    """What stands behind the last slash, as of models in a hub, where that tells all names apart."""
+    tails = [name.rpartition("/")[2] for name in names]
+    return tails if len(set(tails)) == len(names) else [*names]
 
 
 def _axes(x: Scale, y: Scale, names: tuple[str, str], percent: bool) -> list[str]:
