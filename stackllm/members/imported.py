@@ -58,10 +58,10 @@ class Imported:
     def settings(self) -> str:
         """The lines of a settings file that take these members."""
         where = self.folder.as_posix()
-        return (
-            f'[[member]]\nkind = "external"\noof = "{where}/oof/*.parquet"\n'
-            f'test = "{where}/test/*.parquet"'
+        oof, test = (
+            json.dumps(f"{where}/{it}/*.parquet", ensure_ascii=False) for it in ("oof", "test")
         )
+        return f'[[member]]\nkind = "external"\noof = {oof}\ntest = {test}'
 
     def summary(self) -> dict[str, Any]:
         """The same for programs."""
@@ -121,14 +121,7 @@ def import_files(
     UsageError
         If the name is taken or makes no sense.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name) or name in ("stack", "blend"):
-        raise UsageError(
-            f'the name "{name}" must be up to 64 letters, digits, _ and -, no - in front, and neither stack nor blend.'
-        )
-    folder = into / name
-    if folder.exists() and not (replace and (folder / _RECORD).is_file()):
-        step = "set the setting replace" if (folder / _RECORD).is_file() else "move it"
-        raise UsageError(f"{folder}: this is there already. Choose another name, or {step}.")
+    folder = _checked_folder(into, name, replace)
     table = read_training(data)
     train, test = table.train_rows(), table.test_rows()
     parts = [read_outside(path, table.classes) for path in files]
@@ -167,6 +160,19 @@ def import_files(
     _store(folder, table, made, [*files, *tests], notes, warnings)
     frame = pl.DataFrame(scores, schema_overrides={"oof_se": pl.Float64})
     return Imported(folder, frame, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(warnings)))
+
+
+def _checked_folder(into: Path, name: str, replace: bool) -> Path:
+    """Where an import of that name goes."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name) or name in ("stack", "blend"):
+        raise UsageError(
+            f'the name "{name}" must be up to 64 letters, digits, _ and -, no - in front, and neither stack nor blend.'
+        )
+    folder = into / name
+    if folder.exists() and not (replace and (folder / _RECORD).is_file()):
+        step = "set the setting replace" if (folder / _RECORD).is_file() else "move it"
+        raise UsageError(f"{folder}: this is there already. Choose another name, or {step}.")
+    return folder
 
 
 def _design(table: Table, n_folds: int, seed: int) -> Design:

@@ -20,6 +20,8 @@ _FEW = 5
 _ALL = 20
 """As many as anybody gives."""
 
+_PROBABILITIES = {"logprobs", "top_logprobs"}
+"""Fields that ask for likely tokens."""
 
 Limit = Literal["max_tokens", "max_completion_tokens"] | None
 Temperature = Literal["meant", "left out", "one"]
@@ -64,7 +66,7 @@ class Dialect:
             elif name == "temperature" and self.temperature != "meant":
                 if self.temperature == "one":
                     sent[name] = 1
-            elif self.alternatives or "logprobs" not in name:
+            elif self.alternatives or name not in _PROBABILITIES:
                 sent[name] = value
         return sent
 
@@ -135,7 +137,7 @@ def without_logprobs(dialect: Dialect, fixed: Collection[str]) -> Iterator[Diale
 def _fewer(dialect: Dialect, said: str, fixed: Collection[str]) -> Dialect | None:
     """The same with as many likely tokens as the server names, else with 5, else with none."""
     most = dialect.alternatives
-    if not most or {"logprobs", "top_logprobs"} & {*fixed}:
+    if not most or _PROBABILITIES & {*fixed}:
         return None
     told = [int(number) for number in re.findall(r"(?<![\w.-])\d{1,3}(?![\w-]|\.\d)", said)]
     fitting = [number for number in told if 0 < number < most]

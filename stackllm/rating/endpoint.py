@@ -275,11 +275,8 @@ class Endpoint:
         except httpx2.TransportError:
             raise PassingError("connection") from None
         told = Told(status, None, reason, wait)
-        refusal = Refusal(status, reason)
-        is_busy = (
-            wait and status == 429
-        )  # a server that tells when to come again has not closed the account
-        if not is_fine and refusal.kind in ("key", "quota") and not is_busy:
+        refusal = Refusal(status, reason, wait)
+        if not is_fine and refusal.kind in ("key", "quota"):
             unless = (
                 " A key that may ask but hand over no files needs [server] batch = false."
                 if refusal.kind == "key"

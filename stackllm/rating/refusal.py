@@ -80,10 +80,14 @@ class Refusal:
         Of HTTP, also where it stood in the body of a 200; 0 where a 200 holds an error and tells none.
     reason
         From :func:`read_reason`; may be empty.
+    wait
+        Seconds that the server asks to wait; 0 if it does not ask. One that says when to come again has not
+        closed the account.
     """
 
     status: int
     reason: str
+    wait: float = 0.0
 
     def __str__(self) -> str:
         """``HTTP 400: what the server said``."""
@@ -98,13 +102,16 @@ class Refusal:
         --------
         >>> Refusal(429, "slow down").kind, Refusal(429, "You are out of credits").kind
         ('busy', 'quota')
+        >>> Refusal(429, "You exceeded your current quota", wait=20.0).kind
+        'busy'
         >>> Refusal(400, "the request exceeds the available context size").kind
         'context'
         """
         said = self.reason.casefold()
         if self.status in (0, 400, 403, 422, 451) and _FLAGGED.search(said):
             return "flagged"
-        if self.status == 402 or (_QUOTA.search(said) and not _SOON.search(said)):
+        soon = _SOON.search(said) or (self.status == 429 and self.wait)
+        if self.status == 402 or (_QUOTA.search(said) and not soon):
             return "quota"
         if self.status in (403, 404) and (names_logprobs(said) or _PARAMETERS.search(said)):
             return "prompt"  # so OpenAI refuses log-probabilities, and a router that finds no host for them

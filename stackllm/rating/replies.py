@@ -215,8 +215,8 @@ def _judge_parts(
     if len(parts) == 1:
         (part,) = parts
         finish = reply.finish if part.last else "stop"
-        own = replace(reply, text=part.text, tokens=part.tokens, finish=finish)
-        return judge(own, asked, model, any_model)._replace(said=part.text)
+        alone = replace(reply, text=part.text, tokens=part.tokens, finish=finish)
+        return judge(alone, asked, model, any_model)._replace(said=part.text)
     finish = "" if reply.text.strip() else reply.finish
     judged = judge(replace(reply, text="", tokens=(), finish=finish), asked, model, any_model)
     if judged.status != "empty" or not reply.text.strip():

@@ -23,6 +23,7 @@ _OURS = {
     "messages": "the recipe makes them",
     "stream": "replies are read as a whole",
     "n": "one reply is read",
+    "api_key": "settings are told and kept, and a key belongs into STACKLLM_API_KEY alone",
     "max_tokens": "[server] max_tokens is its setting",
     "max_completion_tokens": "[server] max_tokens is its setting, under whatever name the server takes it",
 }

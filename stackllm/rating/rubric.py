@@ -88,8 +88,8 @@ def split(text: str, tokens: Tokens, names: Sequence[str]) -> list[list[Part]]:
         if entry.name in entries:
             entries[entry.name].append(entry)
     return [
-        [_part(text, tokens if len(own) == 1 else (), entry) for entry in own]
-        for own in entries.values()
+        [_part(text, tokens if len(said) == 1 else (), entry) for entry in said]
+        for said in entries.values()
     ]
 
 
@@ -148,7 +148,7 @@ def _read_object(text: str, begin: int) -> tuple[list[_Entry], int]:
 
 def _past(mark: str, text: str, at: int) -> int:
     """Where the text goes on after a mark and the white space around it."""
-    found = re.compile(rf"\s*{mark}\s*").match(text, at)
-    if not found:
+    passed = re.compile(rf"\s*{mark}\s*").match(text, at)
+    if not passed:
         raise ValueError(mark)
-    return found.end()
+    return passed.end()

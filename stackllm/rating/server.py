@@ -151,14 +151,16 @@ def _answered(
     prompts = tuple(digest(wanted[key][1]["messages"]) for key in keys)
     questions = []
     for number, asked in enumerate(recipe.questions):
-        own = [it[number] for it in judged]
+        of_question = [it[number] for it in judged]
         answers = Answers(
-            np.array([it.probabilities for it in own]).reshape(len(keys), len(asked.answers)),
-            tuple(it.status for it in own),
-            tuple(it.said for it in own),
+            np.array([it.probabilities for it in of_question]).reshape(
+                len(keys), len(asked.answers)
+            ),
+            tuple(it.status for it in of_question),
+            tuple(it.said for it in of_question),
             models,
             prompts,
-            tuple(it.measured for it in own),
+            tuple(it.measured for it in of_question),
         )
         questions.append(answers)
     cost = count_cost(keys, heard.replies, heard.sent, wanted, server)

@@ -327,16 +327,19 @@ class Transport:
         status, headers, content = await self._post(
             dialect.apply(prompt.body), estimate_tokens(prompt.body), clock
         )
+        wait = retry_after(headers, self.params.deadline_seconds)
         if 300 <= status < 400:
             raise ServerError(
                 f"{self.url} redirects elsewhere, which is not followed. Set [rater] url to where it really is."
             )
         if status != 200:
-            raise _RefusedError(Refusal(status, read_reason(content, self.secret)), headers)
+            reason = read_reason(content, self.secret)
+            raise _RefusedError(Refusal(status, reason, wait), headers)
         try:
             return read_reply(content, self.secret, prompt.keep)
         except ToldError as error:
-            raise _RefusedError(Refusal(error.code, one_line(error.reason)), headers) from None
+            refusal = Refusal(error.code, one_line(error.reason), wait)
+            raise _RefusedError(refusal, headers) from None
         except BadReplyError as error:
             raise _RetryError(str(error)) from None
 
@@ -344,10 +347,7 @@ class Transport:
         self, error: _RefusedError, prompt: _Prompt, clock: asyncio.Timeout
     ) -> Exception:
         """What a refusal means: for this attempt, for this prompt, or for all."""
-        refusal, kind = error.refusal, error.refusal.kind
-        wait = retry_after(error.headers, self.params.deadline_seconds)
-        if kind == "quota" and wait and refusal.status == 429:
-            kind = "busy"  # a server that tells when to come again has not closed the account
+        refusal, kind, wait = error.refusal, error.refusal.kind, error.refusal.wait
         answered = bool(self._spoken or self._without)
         if kind == "quota" or (kind == "key" and not (answered and refusal.status == 403)):
             return turned_away(self.url, refusal, bool(self.secret))

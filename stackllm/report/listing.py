@@ -48,8 +48,10 @@ def choose(logbook: Logbook, names: Sequence[str]) -> Logbook:
 
     def wanted(entry: Entry) -> bool:
         # a score of a model goes with its run
-        own = {entry["name"], entry["name"].rpartition("/")[0] if entry.get("run") else ""}
-        return any(it == name or fnmatch.fnmatchcase(it, name) for name in names for it in own)
+        names_of_it = {entry["name"], entry["name"].rpartition("/")[0] if entry.get("run") else ""}
+        return any(
+            it == name or fnmatch.fnmatchcase(it, name) for name in names for it in names_of_it
+        )
 
     runs, scores = (list(filter(wanted, it)) for it in (logbook.runs, logbook.scores))
     return Logbook(runs, scores, logbook.damaged, logbook.path)

@@ -156,9 +156,9 @@ def read_pair(
     _tell_folds(one, other, notes)
     posteriors = None
     if known is not None:
-        places = reader.quota(quota, one, other, known, labels)
-        if places is not None:
-            posteriors = _with_posteriors(one, other, known, places, labels)
+        each = reader.quota(quota, one, other, known, labels)
+        if each is not None:
+            posteriors = _with_posteriors(one, other, known, each, labels)
     if posteriors is not None:
         one, other = posteriors
     return Pair(
@@ -267,13 +267,13 @@ class _Reader:
                     f"the two group their rows differently: by the groups of {sides[0].name}"
                 )
             return Groups(codes, tuple(map(str, names)), sides[0].name, True, None)
-        found = self._groups_beside(truth, rows)
-        if found is None:
+        beside = self._groups_beside(truth, rows)
+        if beside is None:
             notes.append(
                 "nothing tells which rows belong together, so each counts as a group of its own: where rows do "
                 "belong together, errors are larger than told. Name a table of groups with the setting groups"
             )
-        return found
+        return beside
 
     def quota(
         self,
@@ -449,8 +449,8 @@ def _check_which(run: Side, table: Side) -> None:
     assert run.stored is not None
     here, there = ("oof", "test") if run.folds is not None else ("test", "oof")
     ids = set(table.ids)
-    own, others = (set(run.stored.key(it)["row_id"]) for it in (here, there))  # type: ignore[arg-type]
-    if ids == others and ids != own:
+    its_own, others = (set(run.stored.key(it)["row_id"]) for it in (here, there))  # type: ignore[arg-type]
+    if ids == others and ids != its_own:
         rows, step = (
             ("test", "Give their labels with the setting truth")
             if there == "test"

@@ -88,7 +88,7 @@ def read_predictions(
     return outside.probabilities[positions], (*outside.notes, *note)
 
 
-def read_outside(path: Path, classes: Sequence[str], id_names: Sequence[str] = ID_NAMES) -> Outside:
+def read_outside(path: Path, classes: Sequence[str]) -> Outside:
     """Read somebody's predictions.
 
     Parameters

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stackllm.rating.advice import lasting_refusals
 from stackllm.rating.dialect import Dialect, blind, guided
 from stackllm.rating.refusal import Refusal, count_reasons, read_reason
+from stackllm.rating.requests import ServerParams
 
 KEY = "sk-0123456789abcdef"
 QUOTED = json.dumps({"error": {"message": f"upstream: no, {KEY}"}})
@@ -166,3 +168,14 @@ def test_the_steps_of_any_server_end(said, fixed):
             assert not fixed or (step.temperature == "meant" and step.alternatives == 20)
         assert steps <= 7
     assert len({*blind(Dialect(), fields)}) <= 7
+
+
+def test_a_quota_with_a_time_to_come_again_is_no_lasting_refusal():
+    spent, soon = (Refusal(429, "You exceeded your current quota", wait) for wait in (0.0, 20.0))
+    assert "refuses 1 prompts" in lasting_refusals([spent, soon], ServerParams())
+    assert lasting_refusals([soon], ServerParams()) == ""
+
+
+def test_a_field_of_the_user_s_that_merely_speaks_of_logprobs_is_sent():
+    meant = {"logprobs": True, "top_logprobs": 20, "prompt_logprobs": 0}
+    assert Dialect(alternatives=0).apply(meant) == {"prompt_logprobs": 0}

@@ -380,6 +380,13 @@ FAULTS = [
         7,
     ),
     Fault(
+        "429 of a quota that is there again soon",
+        first_then_good(sends({"error": "exceeded your current quota"}, 429, retry_after="0.01")),
+        "ok",
+        2,
+        7,
+    ),
+    Fault(
         "loading",
         first_then_good(sends({"error": {"message": "Loading model"}}, 503)),
         "ok",
@@ -759,6 +766,7 @@ def test_what_a_user_sets_is_sent_as_it_is(tmp_path):
     [
         ({"model": "x"}, r"may not hold \"model\": \[rater\] model"),
         ({"stream": True}, "may not hold"),
+        ({"api_key": "sk-1"}, "belongs into STACKLLM_API_KEY alone"),
         ({"max_completion_tokens": 9}, r"\[server\] max_tokens is its setting"),
         ({"day": date(2026, 1, 1)}, "must be what JSON can say"),
         ({"deep": {"list": [float("nan")]}}, "must be what JSON can say"),
