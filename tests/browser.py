@@ -29,14 +29,13 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
         flags = [
-            "--headless=shell", "--no-sandbox", "--no-zygote", "--single-process", "--in-process-gpu",
-            "--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={folder}",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--remote-debugging-pipe", f"--user-data-dir={folder}", "--host-resolver-rules=MAP * ~NOTFOUND",
         ]  # fmt: skip
         # the browser reads commands from 3 and answers on 4
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self.process = subprocess.Popen(
-            ["bash", "-c", command, installed(), *flags, "about:blank"],
+            ["bash", "-c", command, installed(), *flags],
             pass_fds=(theirs_in, theirs_out),
             stderr=subprocess.DEVNULL,
         )
@@ -44,8 +43,7 @@ class Browser:
         os.close(theirs_out)
         self.ours_in, self.ours_out = ours_in, ours_out
         self.left, self.number, self.session, self.events = b"", 0, None, []
-        pages = self.call("Target.getTargets")["targetInfos"]
-        page = next(it["targetId"] for it in pages if it["type"] == "page")
+        page = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")

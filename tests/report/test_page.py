@@ -31,6 +31,7 @@ from stackllm.members.lexical import LexicalParams
 from stackllm.members.registry import Member
 from stackllm.metrics import log_loss, mean_with_error, row_losses
 from stackllm.report.changes import as_stored
+from stackllm.report.logbook import LOGBOOK, describe, record_run
 from stackllm.report.page import browser, checks, panels, render, svg, telltales
 from stackllm.report.page.finished import read_finished
 from stackllm.report.page.gather import gather
@@ -150,17 +151,22 @@ def told_of(root):
 def real(tmp_path_factory):
     """A run as it is made, of one lexical member, with a round of pseudo-labels."""
     folder = write_table(tmp_path_factory.mktemp("page"), 24, 8)
+    play(folder, "demo", "pseudo")
+    return folder / "artifacts" / "demo"
+
+
+def play(folder, name, until, test="test.csv"):
     settings = Settings(
-        data=TableParams(train=str(folder / "train.csv"), test=str(folder / "test.csv")),
+        data=TableParams(train=str(folder / "train.csv"), test=test and str(folder / test)),
         run=RunParams(folds=2),
         encoder=None,
         members=(Member("lexical", "lexical", LexicalParams(views=("words",))),),
         stack=BoostingParams(n_trees=5, n_seeds=1, min_leaf_rows=3),
         pseudo=PseudoParams(rounds=1),
     )
-    with open_workspace("demo", folder / "artifacts", n_jobs=1, quiet=True) as workspace:
-        pipeline.run(settings, workspace)
-    return folder / "artifacts" / "demo"
+    with open_workspace(name, folder / "artifacts", n_jobs=1, quiet=True) as workspace:
+        pipeline.run(settings, workspace, until=until)
+    return folder / "artifacts" / name
 
 
 class Elements(HTMLParser):
@@ -352,6 +358,19 @@ def test_helped_and_hurt_are_counted_once():
     assert [[it["place"] for it in rows] for _, rows in told["most"]] == [[1, 3], [0, 2]]
 
 
+@pytest.mark.parametrize(("until", "test"), [("features", "test.csv"), ("stack", None)])
+def test_runs_that_end_early_or_have_no_test_rows(real, until, test):
+    root = play(real.parent.parent, f"{until}_only", until, test)
+    told = told_of(root)
+    assert told["pseudo"] == []
+    assert told["standing"]["n_test"] == (24 if test else 0)
+    assert told["standing"]["posterior"]["value"] == pytest.approx(
+        min(row["posterior"] for row in told["leaderboard"] if row["submitted"]), abs=1e-6
+    )
+    assert_inert(page(told))
+    assert "\n| lexical | 0 |" in as_markdown(told)
+
+
 @pytest.mark.parametrize("n_classes", [2, 20])
 def test_few_and_many_classes(tmp_path, n_classes):
     classes = [f"model {i}" for i in range(n_classes)]
@@ -476,8 +495,23 @@ def test_a_member_that_has_time_but_no_weight_and_labels_that_turn():
         "leaderboard": [{"model": "big", "seconds": 90.0}, {"model": "small", "seconds": 10.0}],
         "pseudo": [{"round": 1, "turned": None}, {"round": 2, "turned": 0.25}],
     }
-    assert next(checks._idle_members(told))[1].startswith("big took 90 of 100 seconds")
+    assert next(checks._idle_members(told))[1].endswith("all the same): big (90 s).")
     assert next(checks._turned(told))[1].startswith("25% of the pseudo-labels of round 2")
+
+
+def test_scores_on_test_rows_are_held_against_those_out_of_fold(tmp_path):
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 120, ["a", "b", "c"])
+    record = json.loads((root / "run.json").read_text())
+    board = pl.read_csv(root / "leaderboard.csv")
+    for gap, said in ((0.05, False), (0.9, True)):
+        scored = [
+            {**row, "seconds": 1.0, "test_one_fold": row["posterior"] + gap, "test_se": 0.1}
+            for row in board.to_dicts()
+        ]
+        (root.parent / LOGBOOK).unlink(missing_ok=True)
+        record_run(root.parent, describe("demo", record, scored))
+        assert ("SLM06" in found(root)) == said
+    assert "worse by 0.900" in found(root)["SLM06"]
 
 
 def test_every_check_and_panel_has_its_place_in_the_docs():

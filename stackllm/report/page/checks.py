@@ -151,16 +151,20 @@ def _idle_members(told: Mapping[str, Any]) -> Said:
     for row in told["leaderboard"]:
         spent[row["model"]] = spent.get(row["model"], 0.0) + row["seconds"]
     total = sum(spent.values())
-    for name, weight in zip(told["weights"]["models"], told["weights"]["mean"], strict=True):
-        seconds = spent.get(name, 0.0)
-        if weight == 0 and name != "stack" and seconds > max(_SECONDS, _SHARE * total):
-            yield (
-                "note",
-                (
-                    f"{shown_name(name)} took {seconds:.0f} of {total:.0f} seconds, and the blend gives it no weight in any fold "
-                    "(the stack reads it all the same)."
-                ),
-            )
+    idle = [
+        name
+        for name, weight in zip(told["weights"]["models"], told["weights"]["mean"], strict=True)
+        if weight == 0 and name != "stack" and spent.get(name, 0.0) > max(_SECONDS, _SHARE * total)
+    ]
+    if idle:
+        named = ", ".join(f"{shown_name(name)} ({spent[name]:.0f} s)" for name in idle)
+        yield (
+            "note",
+            (
+                f"Of {total:.0f} seconds of training, some went to members that the blend gives no weight in any fold (the stack "
+                f"reads them all the same): {named}."
+            ),
+        )
 
 
 def _alike(run: Finished) -> Said:
