@@ -106,8 +106,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     'Did you mean "target"?'
     >>> did_you_mean("xyz", ["id", "text"])
     'There are: "id", "text".'
+    >>> did_you_mean("xyz", [])
+    'There are none.'
     """
     names = list(known)
+    if not names:
+        return "There are none."
     lowered = {candidate.lower(): candidate for candidate in names}
     near = difflib.get_close_matches(name.lower(), list(lowered), n=1)
     if near:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -123,6 +123,10 @@ class Encoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             asked = self.question in frame.columns
             questions = frame[self.question] if asked else pl.Series([""] * frame.height)
         else:
+            if isinstance(X, str | bytes) or not isinstance(X, Iterable):
+                raise DataError(
+                    f"texts must be a list of texts, or a frame, not {type(X).__name__}. Pass [text] for one."
+                )
             texts = list(X)
             odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
             if odd is not None:
@@ -133,4 +137,6 @@ class Encoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         response, question = (
             column.cast(pl.String).fill_null("") for column in (responses, questions)
         )
+        if not len(response):
+            raise DataError("there are no texts. Pass one or more.")
         return pl.DataFrame({"group_id": question, "question": question, "response": response})

@@ -381,7 +381,8 @@ def _why(told: Mapping[str, Any], secret: str) -> str:
     errors = told.get("errors")
     listed = errors.get("data") if isinstance(errors, dict) else errors
     if not isinstance(listed, list) or not listed:
-        return read_reason(json.dumps(errors or "").encode(), secret) or "it gives no reason"
+        said = read_reason(json.dumps(errors).encode(), secret) if errors else ""
+        return said or "it gives no reason"
     first = listed[0] if isinstance(listed[0], dict) else {"message": listed[0]}
     line = first.get("line")
     where = f"line {line}: " if type(line) is int else ""

@@ -63,6 +63,13 @@ def test_bad_texts_and_settings_are_one_sentence(backbone, tmp_path):
         it.transform(pl.DataFrame({"x": TEXTS}))
     with pytest.raises(DataError, match="entry 1 is no text but int"):
         it.transform(["w1", 3])
+    for odd in ("w1 w2", 5, None):
+        with pytest.raises(
+            DataError, match=f"a list of texts, or a frame, not {type(odd).__name__}"
+        ):
+            it.transform(odd)
+    with pytest.raises(DataError, match="no texts"):
+        it.transform([])
     with pytest.raises(UsageError, match="depths, entry 1, must be"):
         it.set_params(depths=(2.0,)).fit()
     assert not (tmp_path / "cache").exists()

@@ -392,6 +392,9 @@ def test_a_refused_file_says_the_line_and_the_reason(server, path):
     ):
         ask(server.url, path)
     server.shape = lambda batch: batch
+    server.plans = [("validating", "failed")]
+    with pytest.raises(ServerError, match=r"refused batch batch-2: it gives no reason\. "):
+        ask(server.url, path)
     assert np.array_equal(ask(server.url, path).probabilities, EXPECTED(6))
     assert_paid_once(server, 6)
 

@@ -189,7 +189,9 @@ def _alike(run: Finished) -> Said:
         more = f", and {len(alike) - 4} more pairs" if len(alike) > 4 else ""
         yield (
             "issue",
-            ("Row by row, no better than a coin tells apart " + ", ".join(alike[:4]) + f"{more}."),
+            (
+                f"Row by row, these are told apart no better than by a coin: {', '.join(alike[:4])}{more}."
+            ),
         )
 
 

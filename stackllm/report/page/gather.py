@@ -84,7 +84,7 @@ def _verdict(told: dict[str, Any]) -> list[str]:
         word = "brought" if brought["value"] > 0 else "cost"
         second = f"Row by row it is {shown_with_error(**standing['raw'])}: the group {word} {gain}."
     third = (
-        f"The likeliest class is right in {hits['value']:.1%} of {standing['n_rows']:,} rows, and all rows are in "
+        f"The likeliest class is right in {hits['value']:.1%} of {standing['n_rows']:,} rows, and in all rows of "
         f"{standing['groups_right']:,} of {standing['n_groups']:,} groups."
     )
     return [first, second, third]
