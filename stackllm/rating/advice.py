@@ -28,6 +28,9 @@ _LEAST_CONTEXT = 256
 
 _NO_COMPLETION = ("bad JSON", "wrong schema", "no choices", "several answers")
 
+TOO_LONG_A_WAIT = ", to be asked again after the deadline"
+"""What the reason of a prompt ends with that nobody waits for."""
+
 _AGAIN = "; run the same command again when it does."
 
 
@@ -263,10 +266,13 @@ def _waiting_step(reasons: Collection[str], server: ServerParams) -> str:
             f" A reply {long}may take longer than [server] timeout_seconds (now {server.timeout_seconds:g}) or "
             f"deadline_seconds (now {server.deadline_seconds:g}): raise them."
         )
+    if reason.endswith(TOO_LONG_A_WAIT):
+        return f" It asks to wait for longer than [server] deadline_seconds (now {server.deadline_seconds:g})."
     if reason.startswith("HTTP 429"):
+        limit = server.requests_per_minute
         return (
-            f" Lower [server] requests_per_minute (now {server.requests_per_minute:g}) or concurrency "
-            f"(now {server.concurrency})."
+            f" Lower [server] requests_per_minute (now {f'{limit:g}' if limit else '0, which is no limit'}) "
+            f"or concurrency (now {server.concurrency})."
         )
     if reason == "connection":
         return " Is it running, and is [rater] url its address?"

@@ -66,7 +66,7 @@ _TOKENS = re.compile(
     r"|between|range|<|>|≤|≥|cannot be|can't be)|(too|exceed|maxim).{0,80}max_(completion_)?tokens|higher max_tokens"
 )
 _STREAM = re.compile(
-    r"stream.{0,40}(only|require|must|enable)|only.{0,20}(support|take|allow)\w* stream"
+    r"only stream|stream\W{0,3}(=|to)\W{0,3}true|stream.{0,40}(only|require|must|enable)|only.{0,20}(support|take|allow)\w* stream"
 )
 
 

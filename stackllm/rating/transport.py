@@ -22,7 +22,13 @@ from typing import Any
 
 from stackllm.errors import ServerError
 from stackllm.rating.address import nearest_base
-from stackllm.rating.advice import UnansweredError, named_fields, not_there, turned_away
+from stackllm.rating.advice import (
+    TOO_LONG_A_WAIT,
+    UnansweredError,
+    named_fields,
+    not_there,
+    turned_away,
+)  # fmt: skip
 from stackllm.rating.dialect import (
     Dialect,
     blind,
@@ -358,7 +364,8 @@ class Transport:
         if kind not in ("busy", "loading"):
             return UnansweredError(str(refusal), refusal)
         if wait > _time_left(clock):
-            return UnansweredError("deadline", refusal)  # to wait for it makes no sense
+            # To wait for it makes no sense.
+            return UnansweredError(f"{refusal}{TOO_LONG_A_WAIT}", refusal)
         if wait:
             self._requests.hold(wait)  # the server's wish is for everybody
         return _RetryError(str(refusal), wait, refusal)

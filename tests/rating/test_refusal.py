@@ -117,6 +117,7 @@ def test_reasons_that_differ_in_numbers_are_one():
         (400, "max_tokens is too large: 100000", "tokens"),
         (400, "Unsupported 'max_tokens': use 'max_completion_tokens' instead.", "prompt"),
         (400, "This model only support stream mode", "stream"),
+        (400, "only streaming is supported, set stream=true", "stream"),
         (400, "bad request", "prompt"),
         (503, "Loading model", "loading"),
         (503, "overloaded", "busy"),

@@ -217,22 +217,31 @@ SPREAD = completion("7", [("7", {"7": 0.6, "8": 0.4})])
 RENAMED = ("max_completion_tokens",)
 PAGE = "<html><head><title>Bad\n gateway</title></head>"
 
+LATER = ", to be asked again after the deadline"
 FAULTS = [
     Fault(
         "429 with Retry-After", first_then_good(sends("", 429, retry_after="0.5")), "ok", 2, 7, 0.5
     ),
     Fault("429 without", first_then_good(sends("", 429)), "ok", 2, 7),
     Fault("429 for ever", always(sends("", 429)), "HTTP 429", 3),
-    Fault("429 come back tomorrow", always(sends("", 429, retry_after="86400")), "deadline", 1),
+    Fault(
+        "429 come back tomorrow", always(sends("", 429, retry_after="86400")), f"HTTP 429{LATER}", 1
+    ),
     Fault(
         "Retry-After is nonsense", first_then_good(sends("", 429, retry_after="soon")), "ok", 2, 7
     ),
     Fault("Retry-After is negative", first_then_good(sends("", 503, retry_after="-9")), "ok", 2, 7),
     Fault(
-        "Retry-After is infinite", first_then_good(sends("", 503, retry_after="inf")), "deadline", 1
+        "Retry-After is infinite",
+        first_then_good(sends("", 503, retry_after="inf")),
+        f"HTTP 503{LATER}",
+        1,
     ),
     Fault(
-        "Retry-After is huge", first_then_good(sends("", 503, retry_after="9" * 400)), "deadline", 1
+        "Retry-After is huge",
+        first_then_good(sends("", 503, retry_after="9" * 400)),
+        f"HTTP 503{LATER}",
+        1,
     ),
     Fault("Retry-After is a date", first_then_good(sends("", 503, **SOON)), "ok", 2, 7, 1.0),
     Fault("the server's clock jumps", first_then_good(sends("", 503, **JUMP)), "ok", 2, 7, 1.0),
