@@ -271,10 +271,11 @@ def test_a_run_as_it_is_made_has_every_panel_and_the_same_bytes_twice(real, tmp_
     assert told["pseudo"][0]["turned"] is None
     assert sum(told["pseudo"][0]["histogram"]) == told["pseudo"][0]["labels"]
     assert len(told["weights"]["weights"][0]) == 2
+    assert "Here" in {it["word"] for it in told["voices"][1]["words"]}  # as the list-maker begins
     text = path.read_text(encoding="utf-8")
     held = assert_inert(text)
     assert any(member["marks"] for group in held["groups"] for member in group["members"])
-    for name in ("verdict", "checks", "leaderboard", "rounds", "group", "browser", "confusion", "reliability", "members",
+    for name in ("verdict", "checks", "leaderboard", "rounds", "group", "browser", "voices", "confusion", "reliability", "members",
                  "slices", "pseudo", "made"):  # fmt: skip
         assert f'<section id="{name}"' in text
     again = stackllm.open(real).report(tmp_path / "copy.html").path

@@ -28,6 +28,7 @@ def gather(run: Finished) -> dict[str, Any]:
         Numbers, texts, lists and dicts only: the same for the same run, without any time of day.
     """
     labels, groups = run.design.labels, run.design.train_groups
+    listed, heard = browser.groups(run)
     told: dict[str, Any] = {
         "schema": SCHEMA,
         "name": one_line(run.root.name),
@@ -45,7 +46,8 @@ def gather(run: Finished) -> dict[str, Any]:
             "raw": panels.reliability(run.raw, labels, groups),
             "posterior": panels.reliability(run.posterior, labels, groups),
         },
-        "browser": browser.groups(run),
+        "browser": listed,
+        "voices": browser.voices(run, heard),
         "correlation": panels.correlation(run),
         "weights": panels.weights(run),
         "slices": panels.slices(run),

@@ -27,7 +27,7 @@ _MOST = 4
 
 _PANELS = {
     "verdict": "Verdict", "checks": "Checks", "leaderboard": "Leaderboard", "rounds": "Rounds", "group": "Group",
-    "browser": "Browser", "confusion": "Confusion", "reliability": "Reliability", "members": "Members",
+    "browser": "Browser", "voices": "Voices", "confusion": "Confusion", "reliability": "Reliability", "members": "Members",
     "slices": "Slices", "pseudo": "Pseudo-labels", "public": "Public scores", "made": "How it was made",
 }  # fmt: skip
 
@@ -67,7 +67,7 @@ def page(told: Mapping[str, Any]) -> str:
         panels=[
             (name, title)
             for name, title in _PANELS.items()
-            if name not in ("rounds", "pseudo", "public") or told[name]
+            if name not in ("rounds", "voices", "pseudo", "public") or told[name]
         ],
     )  # fmt: skip
 
