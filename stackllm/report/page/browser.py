@@ -91,7 +91,7 @@ def _row(run: Finished, row: int, heard: Heard | None) -> dict[str, Any]:
     fold = int(run.design.folds[row])
     if fold in run.lexical:
         seen = response[: MAX_TEXT - 1]
-        scores = scores_of(response[: 4 * MAX_TEXT], run.lexical[fold])
+        scores = scores_of(response[:MAX_TEXT], run.lexical[fold])
         heard.append((told["label"], scores))
         told["marks"] = marks(seen, scores)
     return told

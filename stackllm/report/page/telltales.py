@@ -20,6 +20,9 @@ _IN_TEXT = {"words", "characters"}
 _LEVELS = (0.66, 0.33)
 """Shares of the strongest mark from which a mark is strong, and plain; below it is faint."""
 
+_NOTHING = 1e-9
+"""What sums of floats leave where nothing speaks for anybody."""
+
 Mark = tuple[int, int, int, int]
 """Start and end in the text, class, strength (1 to 3)."""
 
@@ -68,22 +71,27 @@ def marks(text: str, scores: pl.DataFrame) -> list[Mark]:
     words = [match.span() for match in _WORD.finditer(text)]
     if not words or not scores.height:
         return []
-    names = scores.columns[2:]
-    added = np.zeros((len(text) + 1, len(names)))
     places = {"words": _word_places(text, words), "characters": _character_places(text)}
-    for view, ngram, *values in scores.iter_rows():
-        spans = places.get(view, {}).get(ngram, ())
-        worth = np.array(values) / max(len(spans), 1)
-        for start, end in spans:
-            added[start] += worth / (end - start)
-            added[end] -= worth / (end - start)
-    letters = added.cumsum(axis=0)  # (n_letters + 1, n_classes)
-    totals = np.array([letters[start:end].sum(axis=0) for start, end in words])
+    spans = [
+        (i, *span)
+        for i, (view, ngram) in enumerate(scores.select("view", "ngram").iter_rows())
+        for span in places.get(view, {}).get(ngram, ())
+    ]
+    if not spans:
+        return []
+    which, starts, ends = np.array(spans).T
+    worth = scores.drop("view", "ngram").to_numpy()[which]  # (n_spans, n_classes)
+    worth /= (np.bincount(which)[which] * (ends - starts))[:, None]
+    steps = np.zeros((len(text) + 1, worth.shape[1]))
+    np.add.at(steps, starts, worth)
+    np.subtract.at(steps, ends, worth)
+    until = np.vstack([np.zeros(worth.shape[1]), steps.cumsum(axis=0).cumsum(axis=0)])
+    totals = np.array([until[end] - until[start] for start, end in words])
     classes, strengths = totals.argmax(axis=1), totals.max(axis=1)
     n_marks = min(N_MARKS, 2 + len(words) // 4)  # where everything is marked, nothing is
     strongest = np.argsort(-strengths, kind="stable")[:n_marks]
     top = strengths[strongest[0]]
-    if not top > 0:
+    if top < _NOTHING:
         return []
     return [
         (*words[i], int(classes[i]), 3 - int(sum(strengths[i] < share * top for share in _LEVELS)))
