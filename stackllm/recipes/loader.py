@@ -151,7 +151,7 @@ def _find_paths(extra: tuple[str, ...], ask: tuple[str, ...]) -> dict[str, Path]
     """File of each block that counts, by name."""
     folder = recipe_folder()
     paths = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"}
-    for block in ask:
+    for block in dict.fromkeys(ask):
         if block not in find_asked() and block not in {Path(name).stem for name in extra}:
             raise UsageError(
                 f'there is no asked recipe "{block}" in {folder}. {did_you_mean(block, find_asked())}'

@@ -42,3 +42,9 @@ def test_a_recipe_that_fails(tmp_path, body, said):
     recipe = next(r for r in find_recipes((str(path),), ("encoder",)) if r.path == path)
     with pytest.raises(DataError, match=said):
         run_recipes([recipe], ROWS, pl.DataFrame())
+
+
+def test_a_recipe_that_is_named_twice_is_asked_once():
+    once = find_recipes(ask=("gpt_rating",))
+    assert find_recipes(ask=("gpt_rating", "gpt_rating")) == once
+    assert sum(recipe.block == "gpt_rating" for recipe in once) == 1
