@@ -85,8 +85,7 @@ function matrix(g, which, title) {
   head.append(make("th", "", "row"));
   data.classes.forEach((name, j) => {
     const th = make("th", colour(j));
-    const short = name.length > 9 ? name.slice(0, 8) + "…" : name;
-    th.append(make("span", "k chip", short));
+    th.append(make("span", "k chip", data.heads[j]));
     th.title = name;
     head.append(th);
   });

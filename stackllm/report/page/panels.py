@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -37,6 +38,24 @@ _OF_SCORES = ("name", "cv", "cv_se", "lb", "train", "test")
 def shown_name(name: str) -> str:
     """A name of unknown making, as it stands in a table."""
     return cut(one_line(name), _NAME)
+
+
+def short_names(names: Sequence[str], width: int) -> list[str]:
+    """Names cut to so many letters, without what all of them begin with where the cut would make two alike.
+
+    Examples
+    --------
+    >>> short_names(["meta/llama-3.1-8B-instruct", "meta/llama-3.1-70B-instruct"], 8)
+    ['…8B-ins…', '…70B-in…']
+    >>> short_names(["a", "bc"], 8)
+    ['a', 'bc']
+    """
+    shown = [cut(one_line(name), width) for name in names]
+    if len(set(shown)) == len(set(names)):
+        return shown
+    shared = os.path.commonprefix([one_line(name) for name in names])  # noqa: RUF071 - of letters, not folders
+    start = max((i + 1 for i, letter in enumerate(shared) if not letter.isalnum()), default=0)
+    return [cut("…" * (start > 0) + one_line(name)[start:], width) for name in names]
 
 
 def standing(run: Finished) -> dict[str, Any]:
@@ -151,8 +170,8 @@ def slices(run: Finished) -> list[dict[str, Any]]:
             of = lengths[place == number]
             name = f"{of.min():,} to {of.max():,} characters"
             parts.append(("length", name, place == number))
-    for j, name in enumerate(run.classes):
-        parts.append(("class", shown_name(name), labels == j))
+    for j, name in enumerate(short_names(run.classes, _NAME)):
+        parts.append(("class", name, labels == j))
     for fold in np.unique(run.design.folds):
         parts.append(("fold", f"fold {fold}", run.design.folds == fold))
     return [

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from stackllm.report import lb_plot
 from stackllm.report.page import svg
-from stackllm.report.page.panels import shown_name
+from stackllm.report.page.panels import short_names, shown_name
 from stackllm.report.public import Band
 
 MARKER = "stackllm report"
@@ -57,7 +57,8 @@ def page(told: Mapping[str, Any]) -> str:
         js=Markup(js),
         data=_inert(
             {
-                "classes": [shown_name(name) for name in told["classes"]],
+                "classes": short_names(told["classes"], 32),
+                "heads": short_names(told["classes"], 9),
                 "groups": told["browser"]["groups"],
                 "total": told["browser"]["total"],
             }
@@ -152,7 +153,7 @@ def _drawn(told: Mapping[str, Any]) -> dict[str, Any]:
     of_slices = _scale([(it["loss"]["value"], it["loss"]["error"]) for it in told["slices"]])
     standing = told["standing"]
     return {
-        "classes": [shown_name(name) for name in classes],
+        "classes": short_names(classes, 32),
         "board": {
             "rows": rows,
             "axis": svg.forest_axis(scale),

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from stackllm.report.text import cut
+from stackllm.report.page.panels import short_names
 
 MAX_DOTS = 1_500
 
@@ -122,15 +122,15 @@ def heat(
     """A square of shares from 0 to 1, the diagonal framed; colours are those of the shares raised to ``power``."""
     n = len(matrix)
     cell = 36.0 if n <= 8 else max(16.0, 290.0 / n)
-    tails = _tails(names)
-    left, top = 106.0, 34.0 + 4.9 * min(max(map(len, tails)), 10)
+    down_names, across_names = (short_names(names, width) for width in (14, 10))
+    left, top = 106.0, 34.0 + 4.9 * max(map(len, across_names))
     parts = [text(left, 12, across, "tick"), text(4, top - 8, down, "tick")]
-    for i, tail in enumerate(tails):
+    for i, (one, other) in enumerate(zip(down_names, across_names, strict=True)):
         middle = top + cell * (i + 0.5) + 4
-        parts.append(text(left - 8, middle, cut(tail, 14), f"name k{i % 20}", "end"))
+        parts.append(text(left - 8, middle, one, f"name k{i % 20}", "end"))
         x = left + cell * (i + 0.5)
         parts.append(
-            f'<text transform="translate({x + 4:.1f} {top - 8:.1f}) rotate(-45)" class="name">{escape(cut(tail, 10))}</text>'
+            f'<text transform="translate({x + 4:.1f} {top - 8:.1f}) rotate(-45)" class="name">{escape(other)}</text>'
         )
     for i, row in enumerate(matrix):
         for j, share in enumerate(row):
@@ -150,12 +150,6 @@ def heat(
                 )
     width, height = left + cell * n + 34, top + cell * n + 6
     return picture(width, height, alt, parts, "plot square")  # fmt: skip
-
-
-def _tails(names: Sequence[str]) -> list[str]:
-    """What stands behind the last slash, as of models in a hub, where that tells all names apart."""
-    tails = [name.rpartition("/")[2] for name in names]
-    return tails if len(set(tails)) == len(names) else [*names]
 
 
 def _axes(x: Scale, y: Scale, names: tuple[str, str], percent: bool) -> list[str]:
