@@ -64,6 +64,46 @@ HOSTILE = [
     "x" * 5_000,
     " \t\r\n ",
     "]]><![CDATA[",
+    "<body onload=alert(1)>",
+    "<iframe src=javascript:alert(1)>",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<object data=data:text/html,x>",
+    "<embed src=//example.org/x>",
+    "<link rel=stylesheet href=//example.org/x.css>",
+    "<style>body{display:none}</style>",
+    "</style><script>alert(1)</script>",
+    "<meta http-equiv=refresh content='0;url=//example.org'>",
+    "<base href=//example.org>",
+    "<form action=//example.org><input name=x autofocus onfocus=alert(1)>",
+    "<math><mi xlink:href=javascript:alert(1)>",
+    "<svg><animate onbegin=alert(1) attributeName=x dur=1s>",
+    "<svg><script>alert(1)</script></svg>",
+    "</svg></table></main></body></html>",
+    "<details open ontoggle=alert(1)>",
+    "<video><source onerror=alert(1)>",
+    "<a href=javascript:alert(1)>here</a>",
+    "<textarea></script><title>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>",
+    "<template><script>alert(1)</script></template>",
+    "<ScRiPt>alert(1)</sCrIpT >",
+    "<script\n>alert(1)</script\n>",
+    "<<script>script>alert(1)<</script>/script>",
+    "%3Cscript%3Ealert(1)%3C/script%3E",
+    "\\u003cscript\\u003e and \\x3cscript\\x3e",
+    "\\",
+    "\\\"",
+    "\"}]}; alert(1); //",
+    "');alert(1)//",
+    "-->",
+    "--!><script>alert(1)</script>",
+    "\ufeff byte order marks \ufffe \uffff",
+    "\U0010ffff and \ue000",
+    "zero\u200bwidth\u200cjoin\u2060ers\ufeff",
+    "Z\u0351\u0358a\u0321l\u0335\u0317g\u0316o\u031b " * 20,
+    "ﷺ" * 50,
+    "\u3000ideographic 　 spaces\u00a0",
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07",
+    "a\r\nb\rc\x0bd\x0ce",
 ]  # fmt: skip
 
 
@@ -287,10 +327,11 @@ def test_a_run_as_it_is_made_has_every_panel_and_the_same_bytes_twice(real, tmp_
 
 
 def test_hostile_texts_are_inert(tmp_path):
+    assert len({*HOSTILE}) >= 60
     classes = [f"{it[:40]} {i}" for i, it in enumerate(HOSTILE[:6])]
-    texts = [HOSTILE[i % len(HOSTILE)] + f" {i}" for i in range(60)]
+    texts = [HOSTILE[i % len(HOSTILE)] + f" {i}" for i in range(2 * len(HOSTILE))]
     texts[7] = "long " * 2_000_000
-    root = planted(tmp_path / "w" / "artifacts" / "demo", 10, classes, texts=texts)
+    root = planted(tmp_path / "w" / "artifacts" / "demo", 20, classes, texts=texts)
     told = told_of(root)
     text = page(told)
     assert_inert(text)
@@ -641,6 +682,30 @@ def test_a_browser_draws_sorts_filters_and_opens(tmp_path):
         assert browser.ask(names) == ["lexical"]
         browser.ask("document.getElementById('more').click()")
         assert browser.ask("document.querySelectorAll('#groups .open').length") == 30
+        browser.ask(
+            "document.querySelectorAll('#groups [aria-expanded=false]').forEach(b => b.click())"
+        )
+        assert browser.ask("document.querySelectorAll('#groups .resp').length") == 90
+        tags = browser.ask(
+            "[...new Set([...document.querySelectorAll('#groups *')].map(e => e.tagName))].join(' ')"
+        )
+        assert {*tags.split()} <= {
+            "TR",
+            "TD",
+            "TH",
+            "TABLE",
+            "CAPTION",
+            "DIV",
+            "BUTTON",
+            "SPAN",
+            "H3",
+            "P",
+            "MARK",
+        }
+        assert browser.ask("document.title") == "demo: stackllm report"
+        browser.ask(
+            "document.querySelectorAll('#groups [aria-expanded=true]').forEach(b => b.click())"
+        )
         browser.ask(
             "document.querySelector('circle[data-g=\"29\"]').dispatchEvent(new Event('click'))"
         )
