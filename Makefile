@@ -6,7 +6,7 @@ DEMO = --config $(SAMPLE)/stackllm.toml --name demo
 
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install develop demo test lint bench campaign families docs clean
+.PHONY: install develop demo test lint bench campaign families docs picture clean
 
 install: $(VENV)/.installed
 develop: $(VENV)/.developed
@@ -26,6 +26,7 @@ demo: install
 	$(BIN)/stackllm stack --folds 5 $(DEMO) --truth $(SAMPLE)/solution.csv
 	$(BIN)/stackllm pseudo --rounds 2 $(DEMO) --truth $(SAMPLE)/solution.csv
 	$(BIN)/stackllm optim artifacts/demo/submission_raw.csv --groups $(SAMPLE)/test.csv --truth $(SAMPLE)/solution.csv
+	$(BIN)/stackllm report demo
 
 test: develop
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -47,6 +48,9 @@ families: develop
 docs: develop
 	$(BIN)/python docs/make_commands.py
 	$(BIN)/python docs/make_settings.py
+
+picture: demo
+	$(BIN)/python docs/make_picture.py
 
 clean:
 	rm -rf artifacts/demo artifacts/cache
