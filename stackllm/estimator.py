@@ -22,7 +22,7 @@ from stackllm.predict import Model, is_as_read, open_model, predict_new, read_ta
 from stackllm.rating.requests import ServerParams
 from stackllm.report.explain import Explanation, explain_row
 from stackllm.report.page.report import Report, report
-from stackllm.settings import Settings, make_settings, read_settings
+from stackllm.settings import Settings, as_written, make_settings, read_settings
 from stackllm.store.atomic import make_folder, write_file
 from stackllm.store.records import RECORD, read_json
 from stackllm.study import read_scored
@@ -397,7 +397,11 @@ def open_run(path: str | Path, *, n_jobs: int | None = None, verbose: bool = Fal
     root = Path(path)
     open_model(root)
     settings = read_json(root / RECORD)["settings"]
-    return StackLLM(settings=None, path=path, n_jobs=n_jobs, verbose=verbose, **_named(settings))
+    named = _named(settings)
+    written = as_written(
+        settings
+    )  # or fit would go on with the defaults, and predict ask otherwise
+    return StackLLM(settings=written, path=path, n_jobs=n_jobs, verbose=verbose, **named)
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,6 +189,29 @@ def make_settings(
     return _checked(content, "settings", Path(), overrides)
 
 
+def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run noted in ``run.json``, as a settings file would hold them; for :func:`make_settings`."""
+    written: dict[str, Any] = {
+        name: _without_nulls(record[name]) for name in _SECTIONS if record.get(name) is not None
+    }
+    if record["encoder"] is None:
+        written["encoder"] = {"backbone": NO_BACKBONE}
+    if record["recipes"]:
+        written["recipes"] = list(record["recipes"])
+    trained = [{**it["params"], "name": it["name"], "kind": it["kind"]} for it in record["members"]]
+    outside = [{**it, "kind": "external"} for it in record["external"]]
+    return {**written, "member": [_without_nulls(it) for it in (*trained, *outside)]}
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set: a settings file can't say that something is not."""
+    return {
+        name: _without_nulls(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
 def _checked(
     content: Mapping[str, Any], where: str, folder: Path, overrides: Mapping[str, Mapping[str, Any]]
 ) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_python_and_the_command_line_make_the_same_bytes(contest):
 
 def test_fitted_again_it_finds_all_that_is_there_and_polars_is_pandas(contest, capfd):
     folder, frames, fitted = contest
-    before = digests(folder / "artifacts" / "py")
+    before, units = (look(folder / "artifacts" / "py") for look in (digests, manifests))
     again = clone(fitted).set_params(verbose=True)
     again.fit(
         *(pl.read_csv(folder / "train.csv"),),
@@ -74,10 +75,32 @@ def test_fitted_again_it_finds_all_that_is_there_and_polars_is_pandas(contest, c
     assert "members" not in told
     assert "stack" not in told.replace("stackllm", "")
     after = digests(folder / "artifacts" / "py")
+    assert manifests(folder / "artifacts" / "py") == units
     tables = {name for name in before if "tables/" in str(name)}
     assert {k: v for k, v in before.items() if k not in tables} == {
         k: v for k, v in after.items() if k not in tables
     }
+
+
+def manifests(root):
+    """When each unit below a run was written: bytes alone would be the same if it were made again."""
+    return {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+
+
+def test_an_opened_run_goes_on_with_its_own_settings(contest, tmp_path):
+    folder, frames, _ = contest
+    shutil.copytree(folder / "artifacts", tmp_path / "artifacts")
+    root = tmp_path / "artifacts/run"
+    units, oof = manifests(root), (root / "oof.parquet").read_bytes()
+    opened = sl.open(root, n_jobs=1)
+    opened.fit(frames["train"], unlabelled=frames["test"], truth=frames["solution"])
+    now = manifests(root)
+    model_unit = (
+        root / "model/manifest.json"
+    )  # says in which files the tables stand: now in those of fit
+    assert now.pop(model_unit) > units.pop(model_unit)
+    assert now == units
+    assert (root / "oof.parquet").read_bytes() == oof
 
 
 def test_an_opened_run_predicts_as_the_command_does(contest):

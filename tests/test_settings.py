@@ -29,7 +29,7 @@ from stackllm.members.own import OwnParams
 from stackllm.members.registry import KINDS
 from stackllm.parameters import hints_of
 from stackllm.rating.question import read_asked
-from stackllm.settings import Settings, build, given_data, read_settings
+from stackllm.settings import Settings, as_written, build, given_data, make_settings, read_settings
 from stackllm.store.digest import digest
 
 DECODER = '[[member]]\nkind = "decoder"\n'
@@ -498,3 +498,21 @@ def test_numbers_may_be_written_without_a_point(tmp_path):
     assert settings.members[0].params.c == (1.0, 0.5)
     with pytest.raises(DataError, match="c must be a list of one or more, each a number"):
         read(tmp_path, "[[member]]\nkind = 'frozen'\nc = 1\n")
+
+
+def test_what_a_run_noted_is_read_back_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        'recipes = ["mine.py"]\n[run]\nfolds = 3\n[rater]\nask = ["gpt_rating"]\nurl = "https://h/v1"\nmodel = "m"\n'
+        '[server]\nmax_tokens = 2000\nextra = {reasoning_effort = "low"}\n'
+        '[[member]]\nkind = "default"\n[[member]]\nkind = "decoder"\nname = "d"\nseeds = [1, 2]\n'
+        '[member.training]\noptimizer = "adamw_8bit"\n'
+        '[[member]]\nkind = "external"\nname = "x"\noof = "a.csv"\ntest = "b.csv"\n'
+    )
+    plain = '[encoder]\nbackbone = "none"\n[[member]]\nkind = "lexical"\n'
+    for content in ("", text, plain):
+        (tmp_path / "stackllm.toml").write_text(content)
+        settings = read_settings(tmp_path / "stackllm.toml", {})
+        noted = json.loads(json.dumps(dataclasses.asdict(settings)))
+        read = make_settings(as_written(noted))
+        assert read == dataclasses.replace(settings, notes=read.notes)

@@ -53,7 +53,10 @@ def test_one_that_fails_is_told_of_once_and_the_others_go_on(watcher, monkeypatc
 
 
 def test_the_training_s_own_error_comes_through(watcher, tmp_path):
-    with pytest.raises(ZeroDivisionError), tracking(("json",), tmp_path / FOLDER, {}):
+    with (
+        pytest.raises(ZeroDivisionError, match="division by zero"),
+        tracking(("json",), tmp_path / FOLDER, {}),
+    ):
         _ = 1 / 0
 
 

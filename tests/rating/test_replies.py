@@ -685,7 +685,7 @@ SAME = [
     ("X-UD-Q4_K_XL.gguf", "X"), ("X-IQ4_XS.gguf", "X"), ("X-f16.gguf", "X"), ("gpt-oss-20b-mxfp4.gguf", "openai/gpt-oss-20b"),
     ("X-Q4_K_M-00001-of-00003.gguf", "X"), ("X-00001-of-00002.safetensors", "X"), ("X.bin", "X"), ("X.gguf", "X.bin"),
     ("bartowski/X-GGUF", "X"), ("bartowski/X-GGUF:Q4_K_M", "X"), ("hf.co/bartowski/X-GGUF:Q4_K_M", "X-Q4_K_M.gguf"), ("X-GGUF", "X-Q8_0.gguf"),
-    ("/root/.cache/hub/models--Qwen--Qwen3-8B/snapshots/ab12", "Qwen/Qwen3-8B"), ("./X/", "X"), (" X ", "X"), ("qwen3-8b@q4_k_m", "qwen3-8b"),
+    ("/data/hub/models--Qwen--Qwen3-8B/snapshots/ab12", "Qwen/Qwen3-8B"), ("./X/", "X"), (" X ", "X"), ("qwen3-8b@q4_k_m", "qwen3-8b"),
     ("Qwen3-4B-Instruct-2507-Q4_K_M.gguf", "Qwen3-4B-Instruct-2507"),
 ]  # fmt: skip
 OTHER = [
